@@ -1,0 +1,9 @@
+"""Holistic filter pruning: one number in, a smaller dense network out."""
+
+from hfp.channels import ChannelTable
+from hfp.checkpoint import load, save
+from hfp.trace import trace
+from hfp.wrap import GatedModel, wrap
+
+__all__ = ["ChannelTable", "GatedModel", "load", "save", "trace", "wrap"]
+__version__ = "0.1.0"

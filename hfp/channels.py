@@ -1,0 +1,190 @@
+"""The channel table: for every named tensor, the channels along each of its dims. Everything else reads this table.
+
+A *channel* is what can be removed as one: all the slices, of all the tensors, that go together. A *channel group* is the
+channels that stand in the same places (the width of a layer, or of a residual stage): its members are interchangeable
+in cost, and at least one of them always stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfp.cost import Cost, Factor, build
+from hfp.labels import FIXED, Ledger, Place, Term, components
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that stand in the same places."""
+
+    channels: Tensor
+    """Their numbers, ascending."""
+    members: tuple[tuple[str, int], ...]
+    """(tensor name, dim) of every place, in the order of the model."""
+    sizes: tuple[int, ...]
+    """How many indices one channel takes up in each place (49 for a linear layer behind a 7x7 map, say)."""
+    least: int = 1
+    """How many always stay: 2 where a squeeze in the model's code would swallow an axis of length 1."""
+
+    @property
+    def width(self) -> int:
+        return len(self.channels)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A layer, or part of it, that stays whole, and why."""
+
+    tensor: str
+    dim: int
+    count: int
+    reason: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class ChannelTable:
+    """Which channels a model has and where each of them stands. Printing it explains groups and what is pinned."""
+
+    axes: dict[str, tuple[Tensor, ...]]
+    """Tensor name -> for each of its dims the channel number at every index; FIXED where nothing can be removed."""
+    groups: tuple[Group, ...]
+    pinned: tuple[Pinned, ...]
+    readers: tuple[tuple[str, int], ...]
+    """(tensor name, dim) where channels are read: the places of the gates."""
+    attributes: dict[tuple[str, str], Tensor]
+    """(module, attribute) of an integer that no tensor tells, the groups of a convolution -> the channel number of each that it counts."""
+    macs: Cost
+    params: Cost
+    ptflops: Cost | None
+    """What ptflops' default backend counts; None where it gives no number (`notes` tell why)."""
+    notes: tuple[str, ...]
+    inputs: dict[str, Any]
+    """Description of the example inputs, see `hfp.inputs`."""
+    channel_of: Tensor
+    """Id in the ledger -> channel number."""
+
+    @property
+    def channels(self) -> int:
+        return sum(group.width for group in self.groups)
+
+    @cached_property
+    def group_of(self) -> Tensor:
+        """Channel number -> number of its group."""
+        numbers = torch.empty(self.channels, dtype=torch.long)
+        for number, group in enumerate(self.groups):
+            numbers[group.channels] = number
+        return numbers
+
+    def fingerprint(self) -> str:
+        """A hash of names, shapes and channel numbers: two models with the same fingerprint are cut alike by the same keep vector."""
+        digest = hashlib.sha256()
+        for name, ids in self.axes.items():
+            digest.update(name.encode())
+            for vector in ids:
+                digest.update(b"|" + vector.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()[:32]
+
+    def __str__(self) -> str:
+        from hfp.report import table_text
+
+        return table_text(self)
+
+
+def build_table(ledger: Ledger, parameters: list[str], inputs: dict[str, Any]) -> ChannelTable:
+    """The table that a ledger amounts to. `parameters`: names of the tensors that count as parameters."""
+    root = components(ledger.size, ledger.ties)
+    prunable = torch.zeros(ledger.size, dtype=torch.bool)
+    for made in ledger.produced:
+        prunable[root[made]] = True
+    for pin in ledger.pins:
+        prunable[root[pin.ids]] = False
+    # Channels are numbered in the order of their smallest id, which is the order of the model's own tensors.
+    number = torch.full((ledger.size,), FIXED)
+    number[prunable] = torch.arange(int(prunable.sum()))
+    channel = number[root]
+    axes = {name: tuple(channel[vector] for vector in ids) for name, ids in ledger.axes.items()}
+
+    @cache  # a tensor is looked up by identity
+    def factor(vector: Tensor) -> Factor:
+        return Factor.of(channel[vector])
+
+    count = int(prunable.sum())
+
+    def cost(terms: list[Term]) -> Cost:
+        return build(count, [(term.coefficient, tuple(map(factor, term.factors))) for term in terms])
+
+    wide = channel[torch.cat(ledger.wide)] if ledger.wide else torch.empty(0, dtype=torch.long)
+    return ChannelTable(
+        axes=axes,
+        groups=_groups(axes, count, wide),
+        pinned=_pinned(ledger, root, channel),
+        readers=tuple((name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims) if _prunable(axes[name][dim])),
+        attributes={where: channel[ids] for where, ids in ledger.attributes.items() if _prunable(channel[ids])},
+        macs=cost(ledger.macs),
+        params=build(count, [(1, tuple(Factor.of(vector) for vector in axes[name])) for name in parameters]),
+        ptflops=None if ledger.ptflops is None else cost(ledger.ptflops),
+        notes=tuple(ledger.notes),
+        inputs=inputs,
+        channel_of=channel,
+    )
+
+
+def _prunable(vector: Tensor) -> bool:
+    return bool((vector != FIXED).any())
+
+
+def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, wide: Tensor) -> tuple[Group, ...]:
+    """Channels with the same places, in the order of their first channel."""
+    places: list[list[tuple[str, int, int]]] = [[] for _ in range(count)]
+    for name, ids in axes.items():
+        for dim, vector in enumerate(ids):
+            found, sizes = vector[vector != FIXED].unique(return_counts=True)
+            for channel, size in zip(found.tolist(), sizes.tolist(), strict=True):
+                places[channel].append((name, dim, size))
+    members = defaultdict(list)
+    for channel, where in enumerate(places):
+        members[tuple(where)].append(channel)
+    return tuple(
+        Group(
+            torch.tensor(channels),
+            tuple((name, dim) for name, dim, _ in where),
+            tuple(size for *_, size in where),
+            least=2 if len(channels) > 1 and bool(torch.isin(torch.tensor(channels), wide).any()) else 1,
+        )
+        for where, channels in members.items()
+    )
+
+
+def _pinned(ledger: Ledger, root: Tensor, channel: Tensor) -> tuple[Pinned, ...]:
+    """For every axis that a mixer makes and that stays whole, in all or in part: the first reason met."""
+    first: dict[int, int] = {}
+    for number, pin in enumerate(ledger.pins):
+        for component in root[pin.ids].unique().tolist():
+            first.setdefault(component, number)
+    made = torch.zeros(ledger.size, dtype=torch.bool)
+    for ids in ledger.produced:
+        made[ids] = True
+    rows = []
+    for name, ids in ledger.axes.items():
+        for dim, vector in enumerate(ids):
+            whole = vector[made[vector] & (channel[vector] == FIXED)]
+            reasons: dict[int, int] = defaultdict(int)
+            for component in root[whole].tolist():
+                reasons[first[component]] += 1
+            rows += [Pinned(name, dim, count, ledger.pins[pin].reason, ledger.pins[pin].place) for pin, count in reasons.items()]
+    return tuple(rows)
+
+
+def __getattr__(name):  # TEMPORARY
+    if name == "trace":
+        from hfp.trace import trace
+        return trace
+    raise AttributeError(name)

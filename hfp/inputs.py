@@ -1,0 +1,88 @@
+"""Example inputs: what `model(*args, **kwargs)` is called with, and how a file describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def arguments(model: nn.Module, example_inputs: Any = None) -> Arguments:
+    """The positional and keyword arguments that `example_inputs` stands for.
+
+    A tensor is the only argument, a tuple or list gives the positional ones, a dict the keyword ones. Without any, the
+    model is asked: `model.input_size` or timm's `model.default_cfg["input_size"]`, both (channels, height, width).
+
+    >>> arguments(nn.Linear(2, 3), torch.zeros(1, 2))
+    ((tensor([[0., 0.]]),), {})
+    """
+    if example_inputs is None:
+        return (_own_example(model),), {}
+    if isinstance(example_inputs, Tensor):
+        args, kwargs = (example_inputs,), {}
+    elif isinstance(example_inputs, Mapping):
+        args, kwargs = (), dict(example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        args, kwargs = tuple(example_inputs), {}
+    else:
+        raise ValueError(
+            f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple of tensors or a dict of "
+            f"keyword tensors, for example hfp.wrap(model, torch.zeros(1, 3, 224, 224), target_macs=0.4)"
+        )
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+        raise ValueError("example_inputs holds no tensor; pass what the model's forward takes, for example torch.zeros(1, 3, 224, 224)")
+    return args, kwargs
+
+
+def _own_example(model: nn.Module) -> Tensor:
+    config = getattr(model, "default_cfg", None)
+    size = getattr(model, "input_size", None) or (config.get("input_size") if isinstance(config, Mapping) else None)
+    if not isinstance(size, (tuple, list)) or not all(isinstance(n, int) for n in size):
+        raise ValueError(
+            f"{type(model).__name__} does not tell its input size; pass example_inputs, "
+            f"for example hfp.wrap(model, torch.zeros(1, 3, 224, 224), target_macs=0.4)"
+        )
+    parameter = next(model.parameters(), torch.zeros(0))
+    return torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device)
+
+
+def describe(inputs: Arguments) -> dict[str, Any]:
+    """Shapes and dtypes as plain JSON, enough to trace the model again."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return {"value": value}
+        if isinstance(value, (list, tuple)):
+            return [one(item) for item in value]
+        raise ValueError(f"cannot describe an example input of type {type(value).__name__}; pass tensors, numbers, or lists of them")
+
+    args, kwargs = inputs
+    return {"args": [one(value) for value in args], "kwargs": {name: one(value) for name, value in kwargs.items()}}
+
+
+def rebuild(description: Mapping[str, Any]) -> Arguments:
+    """The inverse of `describe`, with tensors on the meta device: shapes without data."""
+
+    def one(entry: Any) -> Any:
+        if isinstance(entry, list):
+            return [one(item) for item in entry]
+        if not isinstance(entry, dict) or not ({"shape", "dtype"} == set(entry) or {"value"} == set(entry)):
+            raise ValueError(f"not a description of an example input: {entry!r}")
+        if "value" in entry:
+            return entry["value"]
+        dtype = getattr(torch, str(entry["dtype"]), None)
+        shape = entry["shape"]
+        if not isinstance(dtype, torch.dtype) or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"not a description of an example input: {entry!r}")
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    if not isinstance(description, Mapping) or set(description) != {"args", "kwargs"}:
+        raise ValueError("not a description of example inputs: expected 'args' and 'kwargs'")
+    return tuple(one(entry) for entry in description["args"]), {name: one(entry) for name, entry in description["kwargs"].items()}

@@ -1,0 +1,3 @@
+"""Ways to learn which channels matter, one file each."""
+
+from hfp.methods import hfp as hfp

@@ -1,0 +1,73 @@
+"""HFP: gates that are trained together with the weights, by the task and by a complexity loss.
+
+Holistic Filter Pruning, Enderich, Timm and Burgard, arXiv 2009.08169. Known from the paper: a gate per channel, an
+indicator with a straight-through gradient, live parameters and multiplications compared with both targets after each
+forward pass, gradient descent that spreads one budget over all layers. Reconstructed, since the paper's formulas,
+strengths and schedules were not available, and decided by our own ablations:
+
+    phi   1 for the channels above the global threshold, 0 for the others; what the network computes with
+    task  d phi / d g := -(dL / d phi), so the task opens a gate by (dL / d phi)^2, however the sign
+    cost  d phi / d g := g,             so the complexity loss closes it by g * (dC / d phi)
+
+The paper's own form, d phi / d g := sign(g), adds up dL / d phi, which is zero on average in a network that has been
+trained: such gates move by noise. Its square does not vanish; it is the Fisher information of the gate, an estimate of
+what removing the channel costs (Molchanov et al., arXiv 1906.10771). Gates rest where both pulls are equal,
+
+    g = (dL / d phi)^2 / (dC / d phi),
+
+the loss that a channel saves per unit of complexity: a fair currency for one threshold over all layers. Steps are
+divided by dC / d phi, so that the gate of a cheap channel gets there as fast as that of a costly one. Closed gates keep
+their value; gates start at 0. No strength has to be set: only the order of the gates matters, and the threshold follows a
+falling budget. Both pulls grow linearly with the scale of the loss, so a gradient scaler changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEARNING_RATE = 0.002  # of the gates; with momentum 0.9 that averages the pulls of about 50 steps
+WARM_UP = 0.1  # share of the schedule in which gates are trained and nothing is removed
+
+
+class _TaskGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, keep: Tensor) -> Tensor:
+        ctx.save_for_backward(keep)
+        return keep.to(gates.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        square = grads[0].double().square() * keep
+        typical = (square.sum() / keep.sum()).sqrt()
+        return (-square / typical.clamp_min(torch.finfo(torch.double).tiny)).to(grads[0].dtype), None
+
+
+class _CostGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, keep: Tensor) -> Tensor:
+        ctx.save_for_backward(gates, keep)
+        return keep.to(torch.double)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        gates, keep = ctx.saved_tensors
+        return (grads[0] * keep).to(gates.dtype) * gates, None
+
+
+def task_gate(gates: Tensor, keep: Tensor) -> Tensor:
+    """(channels,) phi as the network sees it: 0 or 1; backward, minus the square of the gradient, over its root mean square."""
+    return _TaskGate.apply(gates, keep)
+
+
+def cost_gate(gates: Tensor, keep: Tensor) -> Tensor:
+    """(channels,) phi as the complexity loss sees it: 0 or 1; backward, the gradient times the gate."""
+    return _CostGate.apply(gates, keep)
+
+
+def budget_progress(progress: float) -> float:
+    """How far the budget has come down at this share of the schedule: not at all while the gates warm up."""
+    return max(0.0, (progress - WARM_UP) / (1.0 - WARM_UP))

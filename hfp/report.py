@@ -1,0 +1,365 @@
+"""What a run shows: progress while it goes, a table at its end, pictures afterwards.
+
+`python -m hfp.report RUN_FOLDER` prints the table of a finished run again and draws its pictures (needs matplotlib):
+widths.png, the width of every layer before and after, and curves.png, what happened epoch by epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from hfp.channels import ChannelTable
+
+PLAIN_WIDTH = 110  # columns of a table that goes into a file or a pipe
+
+
+def console() -> Console:
+    """Standard output; tables keep their width where it is not a terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH, soft_wrap=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# While it runs
+
+
+class Rate(ProgressColumn):
+    """Steps a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} steps/s" if speed else "")
+
+
+class Display:
+    """A progress bar on a terminal, plain lines elsewhere.
+
+    with Display() as display:
+        display.start("prune", total=1000)
+        display.step(lambda: "MACs 61 %  loss 0.21")      # called at most five times a second
+        display.line("prune 1/10  accuracy 93.1 %")
+    """
+
+    def __init__(self) -> None:
+        self.console = console()
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._shown = 0.0
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            columns = [
+                TextColumn("[bold]{task.description:9}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:3.0f} %"),
+                TextColumn("{task.fields[live]}"),
+                Rate(),
+                TimeRemainingColumn(),
+            ]
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """Begin a bar of `total` steps, `done` of them behind us."""
+        if self._bar is not None:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(title, total=total, completed=done, live="")
+
+    def step(self, live: Callable[[], str]) -> None:
+        """One step further. `live` makes the text beside the bar; it may wait for the device: it is called seldom."""
+        if self._bar is None:
+            return
+        if time.monotonic() - self._shown > 0.2:
+            self._shown = time.monotonic()
+            self._bar.update(self._task, live=live())
+        self._bar.advance(self._task)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
+    """A line of metrics.jsonl, in words."""
+    penalty = f" + {metrics['complexity_loss']:.4f}" if metrics["complexity_loss"] else ""
+    return (
+        f"{metrics['phase']:8} {metrics['epoch']:3d}/{epochs}"
+        f"  loss {metrics['task_loss']:.4f}{penalty}"
+        f"  train {percent(metrics['train_accuracy'])}"
+        f"  validation {percent(metrics['validation_accuracy'])}"
+        f"  MACs {metrics['macs_share']:.3f}  parameters {metrics['params_share']:.3f}"
+        f"  lr {metrics['lr']:.4f}  {metrics['seconds']:.1f} s"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def count_params(net: nn.Module) -> int:
+    """Parameters of `net`, shared ones once."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def count_macs(net: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Multiply-adds of convolutions, linear layers and matrix products for one image, as PyTorch itself counts them.
+
+    Half of what `torch.utils.flop_counter.FlopCounterMode` says; bias, normalisation and activations are not in it.
+    """
+    net = copy.deepcopy(net).cpu().eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, *input_size))
+    return int(counter.get_total_flops()) // 2
+
+
+def ptflops_macs(net: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """What the `ptflops` package prints for `net`: multiply-adds with bias, normalisation, activations and pools."""
+    from ptflops import get_model_complexity_info
+
+    # A copy: ptflops leaves attributes behind. It wants eval mode, and gradients on (attention counts otherwise).
+    with torch.enable_grad():
+        macs, _ = get_model_complexity_info(
+            copy.deepcopy(net).cpu().eval(),
+            tuple(input_size),
+            as_strings=False,
+            print_per_layer_stat=False,
+            verbose=False,
+            backend="pytorch",
+        )
+    return int(macs)
+
+
+def widths(net: nn.Module) -> dict[str, int]:
+    """Output width of every convolution and linear layer, by name, in the order of the network.
+
+    >>> widths(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1)))
+    {'0': 16, '2': 8}
+    """
+    found = {}
+    for name, module in net.named_modules():
+        width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+        if isinstance(width, int) and isinstance(getattr(module, "weight", None), torch.Tensor):
+            found[name] = width
+    return found
+
+
+def circumstances(device: str) -> dict[str, Any]:
+    """Where and when a result was made, for its JSON."""
+    if device.startswith("cuda"):
+        device = f"{device} ({torch.cuda.get_device_name(device)})"
+    return {
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": device,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "torchvision", "ptflops")},
+        },
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def percent(share: float) -> str:
+    """
+    >>> percent(0.97314)
+    '97.31 %'
+    """
+    return f"{100 * share:.2f} %"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The channel table
+
+SHOWN_LAYERS = 3
+
+
+def table_text(table: ChannelTable) -> str:
+    """What `print(hfp.trace(model, x))` shows: every channel group, then everything that stays whole, and why.
+
+    The share of a group is what would be gone, of all multiply-adds or parameters, if the whole group were: shares
+    overlap, since a layer between two groups counts in both.
+    """
+    macs, params = table.macs.dense(), table.params.dense()
+    groups = Table(
+        title=f"{table.channels:,} channels in {len(table.groups)} groups can be pruned", title_justify="left"
+    )
+    for heading in ("group", "width", "made by", "read by", "MACs", "parameters"):
+        groups.add_column(heading, justify="left" if heading.endswith("by") else "right")
+    for number, group in enumerate(table.groups):
+        without = torch.ones(table.channels, dtype=torch.float64)
+        without[group.channels] = 0
+        gone = [
+            1 - cost(without).item() / max(dense, 1) for cost, dense in ((table.macs, macs), (table.params, params))
+        ]
+        # Vectors (a bias, a batch norm) go with the layer before them; what has two dims or more makes or reads.
+        layers = [(name, dim) for name, dim in group.members if len(table.axes[name]) > 1]
+        made = [name for name, dim in layers if (name, dim) not in table.readers]
+        read = [name for name, dim in layers if (name, dim) in table.readers]
+        groups.add_row(
+            str(number), str(group.width), _few(made), _few(read), *(f"{100 * share:.1f} %" for share in gone)
+        )
+    whole = Table(title="Stays whole", title_justify="left")
+    for heading in ("layer", "channels", "why", "where"):
+        whole.add_column(heading, justify="right" if heading == "channels" else "left", overflow="fold")
+    for pinned in table.pinned:
+        whole.add_row(_layer(pinned.tensor), str(pinned.count), pinned.reason, str(pinned.place))
+
+    text = io.StringIO()
+    out = Console(file=text, width=PLAIN_WIDTH)
+    out.print(groups)
+    out.print(f"{macs:,} MACs and {params:,} parameters in all\n", highlight=False)
+    out.print(whole if table.pinned else "Everything can be pruned.")
+    for note in table.notes:
+        out.print(f"note: {note}", highlight=False, markup=False)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _few(tensors: Sequence[str]) -> str:
+    """`conv1, layer1.0.conv2 and 12 more`: the layers of these tensors."""
+    layers = list(dict.fromkeys(map(_layer, tensors)))
+    more = len(layers) - SHOWN_LAYERS
+    return ", ".join(layers[:SHOWN_LAYERS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _layer(tensor: str) -> str:
+    return tensor.removesuffix(".weight")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table at the end
+
+ROWS = ("baseline", "control", "gated", "compacted", "finetuned")
+
+
+def result_table(result: Mapping[str, Any]) -> Table:
+    """The final table of a run, from what result.json holds."""
+    table = Table(title=f"{result['config']['model']} on {result['config']['dataset']}", title_justify="left")
+    for heading in ("network", "accuracy", "parameters", "share", "MACs", "share", "CPU latency"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    for name in ROWS:
+        if name in result:
+            row = result[name]
+            table.add_row(
+                name,
+                percent(row["accuracy"]),
+                f"{row['params']:,}",
+                f"{row['params_share']:.4f}",
+                f"{row['macs']:,}",
+                f"{row['macs_share']:.4f}",
+                f"{row['latency_ms']:.2f} ms",
+            )
+    return table
+
+
+def ptflops_line(result: Mapping[str, Any]) -> str:
+    """The same networks in the count of ptflops, which many people check with."""
+    counted = result["ptflops"]
+    return (
+        f"ptflops counts {counted['finetuned']:,} of {counted['baseline']:,} MACs ({counted['share']:.4f}): "
+        "it adds bias, normalisation, activations and pools."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def draw_widths(dense: Mapping[str, int], compact: Mapping[str, int], path: str | Path) -> None:
+    """A bar a layer: its width before, grey, and after, blue. `dense` and `compact` as `widths` gives them."""
+    plt = _pyplot()
+    names = [name for name in dense if name in compact]
+    figure, axes = plt.subplots(figsize=(max(5.0, 0.22 * len(names)), 4.0), layout="constrained")
+    axes.bar(names, [dense[name] for name in names], color="#d0d0d0", label="dense")
+    axes.bar(names, [compact[name] for name in names], color="#2f6db3", label="compact")
+    axes.set(ylabel="output channels", title="Width of every layer")
+    axes.tick_params(axis="x", rotation=90, labelsize=7)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_curves(lines: list[dict[str, Any]], path: str | Path) -> None:
+    """Validation accuracy, task loss and live shares by epoch; `lines` as in metrics.jsonl."""
+    plt = _pyplot()
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
+    start = 0
+    for phase in dict.fromkeys(line["phase"] for line in lines):
+        own = [line for line in lines if line["phase"] == phase]
+        epochs = [start + index + 1 for index in range(len(own))]
+        top.plot(epochs, [100 * line["validation_accuracy"] for line in own], marker=".", label=phase)
+        bottom.plot(epochs, [line["macs_share"] for line in own], color="#2f6db3")
+        bottom.plot(epochs, [line["params_share"] for line in own], color="#b35c2f", linestyle="--")
+        start += len(own)
+    top.set(ylabel="validation accuracy, %")
+    top.legend()
+    bottom.set(ylabel="share of dense", xlabel="epoch", ylim=(0, 1.05))
+    bottom.legend(["MACs", "parameters"])
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _pyplot() -> Any:
+    """Imported only where a picture is drawn: it is slow to load, and nothing else here needs it."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError("Pictures need matplotlib: pip install matplotlib") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m hfp.report", description="Table and pictures of a finished run.")
+    parser.add_argument("run", type=Path, help="the run folder, as given to train.py --output")
+    folder = parser.parse_args(argv).run
+    try:
+        result = json.loads((folder / "result.json").read_text())
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        draw_widths(result["widths"]["dense"], result["widths"]["compact"], folder / "widths.png")
+        draw_curves(lines, folder / "curves.png")
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {folder} is not the folder of a finished run: {error}", file=sys.stderr)
+        return 2
+    console().print(result_table(result))
+    print(ptflops_line(result))
+    print(f"drawn: {folder / 'widths.png'}, {folder / 'curves.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

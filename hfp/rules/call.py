@@ -1,0 +1,54 @@
+"""One call of an operator, as a rule sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from hfp.labels import Ledger, Place, Planes, varying
+
+
+@dataclass(frozen=True)
+class Call:
+    """`func(*args, **kwargs) -> out`, with the labels of its tensors."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    planes_of: Callable[[Any], Planes]
+    name_of: Callable[[Any], str | None]
+    """The name of a parameter or buffer, also when seen through transpositions and casts; None for anything else."""
+    place: Place
+    module: nn.Module | None = None
+    """The module in whose forward the operator runs."""
+
+    def tensors(self) -> list[Tensor]:
+        return [x for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Tensor)]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by its position in the schema, or by its name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def plane(self, tensor: Tensor, axis: int) -> Tensor | None:
+        """The plane of `tensor` that varies along `axis`."""
+        axis %= tensor.dim()
+        return next((plane for plane in self.planes_of(tensor) if axis in varying(plane)), None)
+
+
+Rule = Callable[[Ledger, Call], Planes | list[Planes]]
+"""Gives the planes of the output; operators that split a tensor give a list, one entry per part."""
+
+
+def unknown(ledger: Ledger, call: Call) -> Planes:
+    """An operator without a rule: everything that it touches stays whole."""
+    for tensor in call.tensors():
+        for plane in call.planes_of(tensor):
+            ledger.pin(plane, "is touched by an operator without a rule", call.place)
+    return ()

@@ -1,0 +1,149 @@
+"""Compaction: slice every tensor to its live channels, set the attributes of the modules, prove that nothing changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves, tree_map
+
+from hfp.inputs import Arguments
+from hfp.labels import FIXED
+from hfp.tracing import named_tensors
+
+if TYPE_CHECKING:
+    from hfp.channels import ChannelTable
+
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far outputs may differ for the order of summation, relative to the largest output; see `difference`."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a compact network remembers of its origin; `hfp.save` writes it, `hfp.load` needs it."""
+
+    keep: Tensor
+    """(channels,) bool: which channels of the dense model are left."""
+    fingerprint: str
+    """Of the channel table of the dense model."""
+    inputs: dict[str, Any]
+    """Description of the example inputs, see `hfp.inputs.describe`."""
+    dense_macs: int
+    dense_params: int
+    macs: int
+    params: int
+    targets: dict[str, Any]
+
+
+def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
+    """A copy of `model`, of its own class, with only the channels in `keep` (channels,), a boolean vector.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> from hfp.trace import trace
+    >>> table = trace(model, torch.zeros(1, 3, 8, 8))
+    >>> compact(model, table, torch.arange(8) < 5)[2]
+    Conv2d(5, 4, kernel_size=(3, 3), stride=(1, 1))
+    """
+    keep = keep.detach().cpu()
+    _check(table, keep)
+    return cut(model, table, keep)
+
+
+def cut(model: nn.Module, table: ChannelTable, keep: Tensor, *, device: torch.device | str | None = None) -> nn.Module:
+    """`compact` without its checks; on the meta device it cuts shapes only, and copies no data.
+
+    `copy.deepcopy` makes the copy, and is told beforehand what every tensor becomes: so nothing is copied that is then
+    thrown away, tied weights stay tied, and buffers stay persistent or not.
+    """
+    memo: dict[int, Any] = {}
+    for name, tensor in named_tensors(model).items():
+        memo[id(tensor)] = _sliced(tensor, [live(vector, keep) if _prunable(vector) else None for vector in table.axes[name]], device)
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # an activation that the model keeps
+                memo[id(value)] = value.detach().clone()
+    small = copy.deepcopy(model, memo)
+    for (name, attribute), vector in table.attributes.items():
+        setattr(small.get_submodule(name), attribute, len(live(vector, keep)))
+    for module in small.modules():
+        _set_widths(module)
+    return small
+
+
+def _prunable(vector: Tensor) -> bool:
+    return bool((vector != FIXED).any())
+
+
+def _sliced(old: Tensor, indices: list[Tensor | None], device: torch.device | str | None) -> Tensor:
+    """A copy of a parameter or buffer with only these indices along each dim (None: all)."""
+    new = old.detach() if device is None else old.detach().to(device)
+    for dim, index in enumerate(indices):
+        if index is not None:
+            new = new.index_select(dim, index.to(new.device))
+    if all(index is None for index in indices):
+        new = new.clone()
+    if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last):
+        new = new.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def live(vector: Tensor, keep: Tensor) -> Tensor:
+    """The indices of an axis that stay: those of kept channels, and those that belong to none."""
+    return (torch.cat([keep, keep.new_ones(1)])[vector]).nonzero().flatten()  # FIXED, -1, looks up the last entry
+
+
+def _check(table: ChannelTable, keep: Tensor) -> None:
+    if keep.dtype != torch.bool or keep.shape != (table.channels,):
+        raise ValueError(f"keep is {keep.dtype} of shape {tuple(keep.shape)}; the table has {table.channels} channels, so a bool tensor of shape ({table.channels},) is needed")
+    for group in table.groups:
+        if int(keep[group.channels].sum()) < group.least:
+            name, dim = group.members[0]
+            raise ValueError(f"keep leaves {int(keep[group.channels].sum())} of the {group.width} channels of {name} (dim {dim}); at least {group.least} must stay")
+
+
+def _set_widths(module: nn.Module) -> None:
+    """What a module says of its own size follows its tensors."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, _ConvNd):
+        narrow, wide = module.weight.shape[1] * module.groups, module.weight.shape[0]
+        module.in_channels, module.out_channels = (wide, narrow) if module.transposed else (narrow, wide)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, _NormBase) and (weight is not None or module.running_mean is not None):
+        module.num_features = len(module.running_mean if weight is None else weight)
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        module.input_size = (module.weight_ih_l0 if isinstance(module, nn.RNNBase) else module.weight_ih).shape[1]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+
+
+def difference(a: Callable[..., Any], b: Callable[..., Any], inputs: Arguments) -> float:
+    """The largest difference of the outputs of `a` and `b` on random inputs of this form, relative to the largest output."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return torch.randn(value.shape, generator=generator).to(value)
+
+    args, kwargs = tree_map(noise, inputs)
+    with torch.no_grad():
+        outs = [[x.double() for x in tree_leaves(f(*args, **kwargs)) if isinstance(x, Tensor)] for f in (a, b)]
+    worst = 0.0
+    for x, y in zip(*outs, strict=True):
+        if x.shape != y.shape:
+            return float("inf")
+        apart = (x - y).abs()[~((x == y) | (x.isnan() & y.isnan()))]  # infinities and NaNs of both are no difference
+        if apart.numel():
+            scale = x[x.isfinite()].abs().max().clamp_min(torch.finfo(torch.float32).tiny) if x.isfinite().any() else 1.0
+            worst = max(worst, float((apart / scale).nan_to_num(float("inf")).max()))
+    return worst

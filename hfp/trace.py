@@ -1,0 +1,62 @@
+"""`trace`: from a model to its channel table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from hfp.channels import ChannelTable, build_table
+from hfp.inputs import arguments, describe
+from hfp.labels import Ledger, Place
+from hfp.tracing import run
+from hfp.trial import misfit
+
+Ignored = Sequence[str | nn.Module] | str | nn.Module
+
+
+def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ()) -> ChannelTable:
+    """The channel table of `model`, from runs on the meta device; the model is left as it was.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> table = trace(model, torch.zeros(1, 3, 8, 8))
+    >>> [(group.width, group.members) for group in table.groups]
+    [(8, (('0.weight', 0), ('0.bias', 0), ('2.weight', 1)))]
+
+    `example_inputs`: a tensor, a tuple of tensors or a dict of keyword tensors; only shapes and dtypes are used.
+    `ignore`: modules, or glob patterns of module names, whose output channels stay whole.
+    Multiply-adds are those of one forward pass of the example inputs.
+    """
+    inputs = arguments(model, example_inputs)
+    seen = run(model, inputs)
+    _pin_ignored(model, ignore, seen.ledger)
+    parameters = [name for name, _ in model.named_parameters()]
+    while True:  # every round pins a channel at least
+        table = build_table(seen.ledger, parameters, describe(inputs))
+        pin = misfit(model, inputs, table, seen.steps)
+        if pin is None:
+            return table
+        seen.ledger.pins.append(pin)
+
+
+def _pin_ignored(model: nn.Module, ignore: Ignored, ledger: Ledger) -> None:
+    names = dict(model.named_modules())
+    for entry in (ignore,) if isinstance(ignore, (str, nn.Module)) else ignore:
+        if isinstance(entry, nn.Module):
+            found = [name for name, module in names.items() if module is entry]
+        elif isinstance(entry, str):
+            found = [name for name in names if fnmatchcase(name, entry)]
+        else:
+            raise ValueError(f"ignore={entry!r}: expected a module or a glob pattern of module names, such as 'layer1.*'")
+        if not found:
+            raise ValueError(
+                f"ignore={entry!r} matches no module of the network; its modules are {', '.join(list(names)[1:6])} ..."
+            )
+        for tensor, ids in ledger.axes.items():
+            owner = tensor.rpartition(".")[0]
+            if any(owner == name or owner.startswith(f"{name}.") or not name for name in found):
+                for dim in set(range(len(ids))) - ledger.readers.get(tensor, set()):
+                    ledger.pin(ids[dim], "is ignored, as asked", Place("ignore", owner, ""))

@@ -1,0 +1,269 @@
+"""Ties the parts together: table, gates, budget, threshold, compaction; the only file that knows their order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfp import gates, inputs, methods, ptflops_check, surgery
+from hfp.budget import Budget, Target, absolute
+from hfp.channels import ChannelTable
+from hfp.cost import Cost
+from hfp.threshold import smallest, threshold
+from hfp.trace import Ignored, trace
+from hfp.trial import random_half
+
+THRESHOLDS = 25  # how often the live channels are chosen anew on the way to the target
+VERIFIED_BY_DEFAULT = 50_000_000  # parameters up to which `wrap` proves on real numbers that gating equals removing
+
+
+class GatedModel(nn.Module):
+    """A model whose channels have gates; same forward as the model, which stays as it is. Made by `wrap`.
+
+    Everything that training changes is in `state_dict()`: the model's tensors under `model.`, the gates, which of them
+    are open, and how many steps have been taken.
+    """
+
+    gates: nn.Parameter
+    keep: Tensor
+    step: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        table: ChannelTable,
+        arguments: inputs.Arguments,
+        budgets: Sequence[Budget],
+        *,
+        counter: str,
+        steps: int,
+        round_to: int,
+        targets: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.table = table
+        self.budgets = tuple(budgets)
+        self.steps = steps
+        self.round_to = round_to
+        self.targets = targets
+        self.counter = counter
+        self._arguments = arguments
+        self._readers = gates.Readers(model, table)
+        self._price = torch.ones(table.channels)
+        self.gates = nn.Parameter(torch.zeros(table.channels))
+        self.gates.register_hook(lambda grad: grad / self._price.to(grad))
+        self.register_buffer("keep", torch.ones(table.channels, dtype=torch.bool))
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.train(model.training)
+        device = next(model.parameters()).device
+        self._costs = {name: cost.to(device) for name, cost in self._counts().items()}
+        self.to(device)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return gates.gated_forward(self.model, self._readers, methods.hfp.task_gate(self.gates, self.keep), *args, **kwargs)
+
+    def complexity_loss(self) -> Tensor:
+        """How far the live counts are above the targets, relative to the dense ones, summed: a scalar to add to the task loss.
+
+        In training each call is one step of the pruning schedule. When the schedule is done the target is met, the
+        live channels stay as they are, and the loss is 0.
+        """
+        if self.training and self.progress < 1.0:
+            self.step += 1
+            if int(self.step) % math.ceil(self.steps / THRESHOLDS) == 0 or self.progress == 1.0:
+                # A new tensor, not an in-place change: the graph of this step's forward still holds the old one.
+                self.keep = self._chosen(methods.hfp.budget_progress(self.progress)).to(self.keep.device)
+        live = self.keep.double().requires_grad_()
+        (price,) = torch.autograd.grad(self._gap(live), live)
+        self._price = torch.where(price > 0, price / price[self.keep].mean(), 1.0)
+        return self._gap(methods.hfp.cost_gate(self.gates, self.keep)).float()
+
+    def _gap(self, live: Tensor) -> Tensor:
+        return torch.stack([budget.gap(live) for budget in self.budgets]).sum()
+
+    def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
+        """Groups for an optimizer: the model's parameters with `lr` and `options`, and the gates with their own settings.
+
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> net = wrap(model, torch.zeros(1, 3, 8, 8), target_macs=0.5)
+        >>> optimizer = torch.optim.SGD(net.param_groups(lr=0.1, weight_decay=5e-4), momentum=0.9)
+        """
+        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return [
+            {"params": weights, "lr": lr, **options},
+            {"params": [self.gates], "lr": methods.hfp.LEARNING_RATE, "weight_decay": 0.0},
+        ]
+
+    @property
+    def progress(self) -> float:
+        """The share of the pruning schedule that is done, in [0, 1]."""
+        return min(int(self.step) / self.steps, 1.0)
+
+    def macs(self) -> int:
+        """Multiply-adds of one pass of the example inputs with the channels that are live now, in the counter's terms."""
+        return self._costs["macs"].count(self.keep)
+
+    def params(self) -> int:
+        """Parameters with the channels that are live now."""
+        return self._costs["params"].count(self.keep)
+
+    @property
+    def dense_macs(self) -> int:
+        return self._costs["macs"].dense()
+
+    @property
+    def dense_params(self) -> int:
+        return self._costs["params"].dense()
+
+    def compact(self) -> nn.Module:
+        """A dense network of the model's own class, within the budget, that computes what this one does.
+
+        Before the end of the schedule the gates are thresholded to the target as they are. RuntimeError if the compact
+        network computes something else, which would be a bug of hfp.
+        """
+        keep = self._chosen(1.0)
+        small = surgery.compact(self.model, self.table, keep)
+        self._verify(keep, small)
+        counts = {name: cost.count(keep) for name, cost in self._counts().items()}
+        small.hfp_record = surgery.Record(  # type: ignore[assignment]
+            keep=keep,
+            fingerprint=self.table.fingerprint(),
+            inputs=self.table.inputs,
+            dense_macs=self.dense_macs,
+            dense_params=self.dense_params,
+            macs=counts["macs"],
+            params=counts["params"],
+            targets=self.targets,
+        )
+        return small
+
+    def _counts(self) -> dict[str, Cost]:
+        return counts(self.table, self.counter)
+
+    def _chosen(self, progress: float) -> Tensor:
+        """(channels,) bool on the CPU: the live channels when the budget has come down by this share of its way."""
+        keep, limits = self.keep.cpu(), [(budget.cost.to(torch.device("cpu")), budget.at(progress)) for budget in self.budgets]
+        if all(cost.count(keep) <= most for cost, most in limits):
+            return keep
+        return threshold(self.gates, self.table, limits, round_to=self.round_to)
+
+    def _verify(self, keep: Tensor, small: nn.Module) -> None:
+        modes = {module: module.training for module in (*self.model.modules(), *small.modules())}
+        open_gates = keep.to(self.gates)
+
+        def gated(*args: Any, **kwargs: Any) -> Any:
+            return gates.gated_forward(self.model, self._readers, open_gates, *args, **kwargs)
+
+        try:
+            self.model.eval(), small.eval()
+            error = surgery.difference(gated, small, self._arguments)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        if error > surgery.TOLERANCE.get(dtype, 1e-4):
+            raise RuntimeError(
+                f"the compact network differs from the gated one by {error:.1e} of its largest output, which is a bug of hfp; "
+                "please report it with the model's code. hfp.wrap(..., ignore=[...]) can leave the layers in question whole"
+            )
+
+
+def counts(table: ChannelTable, counter: str) -> dict[str, Cost]:
+    """The two costs that can be budgeted, by the name of their target."""
+    if counter == "ptflops":
+        assert table.ptflops is not None
+        return {"macs": table.ptflops, "params": table.params}
+    return {"macs": table.macs, "params": table.params}
+
+
+def wrap(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    target_macs: Target | None = None,
+    target_params: Target | None = None,
+    steps: int = 1000,
+    ignore: Ignored = (),
+    round_to: int = 1,
+    counter: str = "macs",
+    method: str = "hfp",
+    verify: bool | None = None,
+) -> GatedModel:
+    """Give every prunable channel of `model` a gate, and the network a budget.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> net = wrap(model, torch.zeros(1, 3, 8, 8), target_macs=0.5)
+    >>> small = net.compact()
+    >>> [type(layer).__name__ for layer in small], small[0].out_channels
+    (['Conv2d', 'ReLU', 'Conv2d'], 4)
+
+    `example_inputs`: a tensor, a tuple of tensors or a dict of keyword tensors; may be left out for a model that tells
+        its own `input_size` (channels, height, width).
+    `target_macs`, `target_params`: a float in (0, 1] is a share of the dense model, an int a count (multiply-adds are
+        those of one pass of the example inputs); either or both.
+    `steps`: training steps (calls of `complexity_loss`) in which the budget comes down to the target.
+    `ignore`: modules, or glob patterns of module names, whose output channels stay whole.
+    `round_to`: widths become multiples of it (those that are smaller, or no multiple, to begin with may stay as they are).
+    `counter`: "macs" counts multiply-adds of convolutions, linear layers and matrix products, half of what
+        `torch.utils.flop_counter.FlopCounterMode` shows; "ptflops" what ptflops' default backend prints.
+    `verify`: compare the gated with the compacted network on random numbers before any training; by default for
+        networks of up to 50 million parameters.
+
+    ValueError for a target that is out of reach (with the smallest that is not) and for a model that cannot be wrapped.
+    """
+    _check_model(model, target_macs, target_params)
+    _check_options(steps, round_to, counter, method)
+    arguments = inputs.arguments(model, example_inputs)
+    table = trace(model, example_inputs, ignore=ignore)
+    if not table.groups:
+        raise ValueError(f"{type(model).__name__} has no channel that could be removed:\n{table}")
+    if counter == "ptflops":
+        ptflops_check.agree(table, model, arguments)
+    targets = {"macs": target_macs, "params": target_params}
+    budgets = []
+    for name, cost in counts(table, counter).items():
+        target = targets[name]
+        if target is not None:
+            most = absolute(target, f"target_{name}", cost.dense(), smallest(table, cost, round_to))
+            budgets.append(Budget(name, cost, cost.dense(), most))
+    net = GatedModel(
+        model, table, arguments, budgets, counter=counter, steps=steps, round_to=round_to, targets=targets | {"counter": counter, "round_to": round_to}
+    )
+    if verify or (verify is None and net.dense_params <= VERIFIED_BY_DEFAULT):
+        keep = random_half(table)
+        net._verify(keep, surgery.compact(model, table, keep))
+    return net
+
+
+def _check_model(model: nn.Module, target_macs: Any, target_params: Any) -> None:
+    name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"hfp.wrap needs an nn.Module, not a {name}")
+    if any(isinstance(module, GatedModel) for module in model.modules()):
+        raise ValueError("the model is wrapped already; wrap the plain model, net.model, or go on with the net that you have")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the model is compiled; wrap the plain one and compile the result: torch.compile(hfp.wrap(model._orig_mod, ...))")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"the model is in {name}; wrap the plain one first: {name}(hfp.wrap(model.module, ...))")
+    if target_macs is None and target_params is None:
+        raise ValueError("no target given; for 40 % of the multiply-adds: hfp.wrap(model, example_inputs, target_macs=0.4)")
+    parameters = list(model.parameters())
+    if not parameters:
+        raise ValueError(f"{name} has no parameters, so there is nothing to prune")
+    if not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError(f"all parameters of {name} are frozen, so it cannot recover from pruning; call model.requires_grad_(True) first")
+
+
+def _check_options(steps: Any, round_to: Any, counter: Any, method: Any) -> None:
+    for name, value in (("steps", steps), ("round_to", round_to)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+    if method != "hfp":
+        raise ValueError(f"method={method!r}: expected 'hfp'")
+    if counter not in ("macs", "ptflops"):
+        raise ValueError(f"counter={counter!r}: expected 'macs' or 'ptflops'")

@@ -1,0 +1,291 @@
+"""Random networks from a seed: blocks of every kind that the zoo knows, one behind another, with random widths."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from specimen import Net
+from torch import Tensor, nn
+
+Block = Callable[["Draw"], nn.Module]
+
+
+class Draw:
+    """What a block may ask: `width`, the channels that come in, and random choices. A block sets the width it leaves."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.width = 3
+        self.size = 12
+
+    def new_width(self) -> int:
+        return self.random.choice((1, 2, 3, 4, 5, 6, 8, 8, 12))
+
+    def even_width(self) -> int:
+        return self.random.choice((4, 8, 12))
+
+    def conv(self, i: int, o: int, kernel: int | None = None, **options: int) -> nn.Sequential:
+        """A convolution, and perhaps a normalisation and an activation, in a random order."""
+        kernel = kernel or self.random.choice((1, 3))
+        parts: list[nn.Module] = [
+            nn.Conv2d(i, o, kernel, padding=kernel // 2, bias=self.random.random() < 0.5, **options)
+        ]
+        extras = [nn.BatchNorm2d(o)] * (self.random.random() < 0.6) + [self.activation(o)] * (self.random.random() < 0.7)
+        self.random.shuffle(extras)
+        return nn.Sequential(*parts, *extras)
+
+    def activation(self, width: int) -> nn.Module:
+        kinds = (nn.ReLU(inplace=True), nn.Sigmoid(), nn.SiLU(), nn.PReLU(width), nn.Hardswish(), nn.Softplus())
+        return self.random.choice(kinds)
+
+    def to(self, width: int) -> nn.Module:
+        """Whatever comes in, `width` channels come out."""
+        before, self.width = self.width, width
+        return self.conv(before, width)
+
+
+# ---------------------------------------------------------------------------------------------- blocks
+
+
+def plain(draw: Draw) -> nn.Module:
+    return draw.to(draw.new_width())
+
+
+def residual(draw: Draw) -> nn.Module:
+    width = draw.new_width()
+    first = draw.to(width)
+    branches = [draw.conv(width, width) for _ in range(draw.random.randint(1, 3))]
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = net.first(x)
+        for branch in net.branches:
+            x = x + branch(x)
+        return x
+
+    return Net(run, first=first, branches=nn.ModuleList(branches))
+
+
+def bottleneck(draw: Draw) -> nn.Module:
+    """With a projection on the shortcut."""
+    i, o, inner = draw.width, draw.new_width(), draw.new_width()
+    draw.width = o
+    body = nn.Sequential(draw.conv(i, inner), draw.conv(inner, inner), draw.conv(inner, o))
+    return Net(lambda net, x: F.relu(net.body(x) + net.short(x)), body=body, short=draw.conv(i, o, 1))
+
+
+def dense(draw: Draw) -> nn.Module:
+    layers = []
+    for _ in range(draw.random.randint(1, 3)):
+        growth = draw.new_width()
+        layers.append(draw.conv(draw.width, growth))
+        draw.width += growth
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        for layer in net.layers:
+            x = torch.cat([layer(x), x] if net.front else [x, layer(x)], dim=1)
+        return x
+
+    net = Net(run, layers=nn.ModuleList(layers))
+    net.front = draw.random.random() < 0.5
+    return net
+
+
+def inception(draw: Draw) -> nn.Module:
+    widths = [draw.new_width() for _ in range(draw.random.randint(2, 3))]
+    branches = nn.ModuleList(draw.conv(draw.width, width) for width in widths)
+    draw.width = sum(widths)
+    return Net(lambda net, x: torch.cat([branch(x) for branch in net.branches], 1), branches=branches)
+
+
+def grouped(draw: Draw) -> nn.Module:
+    """Many narrow groups or few wide ones, behind a layer of its own or the one before."""
+    groups = draw.random.choice((2, 2, 3, 4, 6))
+    narrow = draw.random.choice((1, 2, 3, 4))
+    first = draw.to(groups * narrow)
+    draw.width = groups * draw.random.choice((1, 2, 3))
+    return nn.Sequential(first, draw.conv(groups * narrow, draw.width, groups=groups))
+
+
+def depthwise(draw: Draw) -> nn.Module:
+    width = draw.width
+    draw.width = width * draw.random.choice((1, 1, 2))
+    return draw.conv(width, draw.width, groups=width)
+
+
+def inverted_residual(draw: Draw) -> nn.Module:
+    width = draw.new_width()
+    first, inner = draw.to(width), draw.new_width()
+    body = nn.Sequential(draw.conv(width, inner, 1), draw.conv(inner, inner, 3, groups=inner))
+    draw.width = inner
+    squeeze = squeeze_excite(draw)
+    draw.width = width
+    return Net(
+        lambda net, x: (lambda h: h + net.project(net.squeeze(net.body(h))))(net.first(x)),
+        first=first, body=body, squeeze=squeeze, project=draw.conv(inner, width, 1),
+    )  # fmt: skip
+
+
+def squeeze_excite(draw: Draw) -> nn.Module:
+    inner = draw.new_width()
+    if draw.random.random() < 0.5:
+        gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(draw.width, inner, 1), nn.ReLU(), nn.Conv2d(inner, draw.width, 1))
+        return Net(lambda net, x: x * net.gate(x).sigmoid(), gate=gate)
+    gate = nn.Sequential(nn.Linear(draw.width, inner), nn.ReLU(), nn.Linear(inner, draw.width))
+    return Net(lambda net, x: x * net.gate(x.mean((2, 3))).sigmoid().view(*x.shape[:2], 1, 1), gate=gate)
+
+
+def shared(draw: Draw) -> nn.Module:
+    """One module, called two or three times, with a normalisation between."""
+    width = draw.new_width()
+    first, times = draw.to(width), draw.random.randint(2, 3)
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = net.first(x)
+        for _ in range(times):
+            x = net.norm(net.again(x)) + 0.5
+        return x
+
+    return Net(run, first=first, again=draw.conv(width, width), norm=nn.BatchNorm2d(width))
+
+
+def tied(draw: Draw) -> nn.Module:
+    """Two convolutions of one weight on two paths."""
+    i, draw.width = draw.width, draw.new_width()
+    net = Net(lambda net, x: net.a(x).relu() - net.b(x.tanh()), a=nn.Conv2d(i, draw.width, 1), b=nn.Conv2d(i, draw.width, 1))
+    net.b.weight = net.a.weight
+    return net
+
+
+def padded_shortcut(draw: Draw) -> nn.Module:
+    """Zeros beside the channels of the shortcut, widths written as numbers."""
+    more = draw.random.randint(1, 3)
+    i, draw.width = draw.width, draw.width + 2 * more
+    body = draw.conv(i, draw.width)
+    return Net(lambda net, x: F.pad(x, (0, 0, 0, 0, more, more)) + net.body(x), body=body)
+
+
+def shuffled(draw: Draw) -> nn.Module:
+    first, groups = draw.to(draw.even_width()), 2
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        x = net.first(x)
+        b, c, h, w = x.shape
+        return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+    return Net(run, first=first)
+
+
+def split(draw: Draw) -> nn.Module:
+    """Half of the channels go through a layer, half do not."""
+    width = draw.even_width()
+    first = draw.to(width)
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        left, right = net.first(x).chunk(2, dim=1)
+        return torch.cat([net.body(left), right], dim=1)
+
+    return Net(run, first=first, body=draw.conv(width // 2, width // 2))
+
+
+def between(draw: Draw) -> nn.Module:
+    """Something without a weight of its own."""
+    width = draw.width
+    runs: tuple[Callable[[Net, Tensor], Tensor], ...] = (
+        lambda net, x: x.flip(1),
+        lambda net, x: x.roll(1, 1),
+        lambda net, x: x.roll(2, 3),
+        lambda net, x: x.sigmoid() + 1,
+        lambda net, x: x + x.flip(1),
+        lambda net, x: x.repeat(1, 2, 1, 1)[:, :, 1:],
+        lambda net, x: x - x.mean((2, 3), keepdim=True),
+        lambda net, x: x.softmax(1),
+        lambda net, x: x * torch.ones(width, 1, 1, dtype=x.dtype),
+        lambda net, x: x.permute(0, 2, 3, 1).exp().permute(0, 3, 1, 2),
+        lambda net, x: F.pad(x, (1, 0, 0, 1), value=2.0),
+        lambda net, x: F.interpolate(x, size=(7, 9), mode="bilinear"),
+        lambda net, x: torch.where(x > 0, x, 0.1 * x.flip(3)),
+        lambda net, x: torch.cat([x, x.new_ones(x.shape[0], 2, *x.shape[2:])], 1),
+        lambda net, x: x.view(x.shape[0], width, -1, x.shape[-1]),
+    )
+    chosen = draw.random.randrange(len(runs))
+    draw.width = {5: 2 * width, 13: width + 2}.get(chosen, width)
+    return Net(runs[chosen])
+
+
+def scaled(draw: Draw) -> nn.Module:
+    scale = nn.Parameter(torch.randn(draw.width, 1, 1))
+    return Net(lambda net, x: net.scale * x + net.scale.sigmoid(), scale=scale)
+
+
+def pooled(draw: Draw) -> nn.Module:
+    return draw.random.choice((nn.MaxPool2d(2, 1), nn.AvgPool2d(3, 1, 1), nn.AdaptiveMaxPool2d(6)))
+
+
+def normalised(draw: Draw) -> nn.Module:
+    kinds = (nn.BatchNorm2d(draw.width), nn.GroupNorm(1, draw.width), nn.InstanceNorm2d(draw.width, affine=True))
+    return draw.random.choice(kinds)
+
+
+def channel_attention(draw: Draw) -> nn.Module:
+    """A convolution along the channels."""
+    run = lambda net, x: x * net.mix(x.mean((2, 3))[:, None]).sigmoid().transpose(1, 2)[..., None]  # noqa: E731
+    return Net(run, mix=nn.Conv1d(1, 1, 3, padding=1))
+
+
+def upsampled(draw: Draw) -> nn.Module:
+    """Down, up again by a transposed convolution, and joined, as in a U-Net."""
+    i, inner, draw.width = draw.width, draw.new_width(), draw.width + 3
+    down = nn.Conv2d(i, inner, 2, stride=2)
+    up = nn.ConvTranspose2d(inner, 3, 2, stride=2)
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        y = net.up(net.down(x).relu())
+        return torch.cat([x, F.interpolate(y, size=x.shape[2:])], 1)
+
+    return Net(run, down=down, up=up)
+
+
+BLOCKS: tuple[Block, ...] = (
+    plain, plain, residual, residual, bottleneck, dense, dense, inception, grouped, grouped, depthwise, depthwise,
+    inverted_residual, squeeze_excite, shared, tied, padded_shortcut, shuffled, split, between, between, between, scaled,
+    pooled, normalised, channel_attention, upsampled,
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- whole networks
+
+
+def tail(draw: Draw) -> nn.Module:
+    """From the map to five scores."""
+    pool, hidden = nn.AdaptiveAvgPool2d(2), draw.new_width()
+    flat = 4 * draw.width
+    heads: tuple[Callable[[], nn.Module], ...] = (
+        lambda: nn.Sequential(pool, nn.Flatten(), nn.Linear(flat, 5)),
+        lambda: nn.Sequential(pool, nn.Flatten(), nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 5)),
+        lambda: Net(lambda net, x: net.fc(x.mean((2, 3))), fc=nn.Linear(draw.width, 5)),
+        lambda: Net(lambda net, x: net.fc(F.adaptive_avg_pool2d(x, 2).view(-1, flat)), fc=nn.Linear(flat, 5)),
+        lambda: Net(lambda net, x: net.fc(x.flatten(2).transpose(1, 2)).amax(1), fc=nn.Linear(draw.width, 5)),
+        lambda: nn.Conv2d(draw.width, 5, 1),
+        lambda: Net(lambda net, x: {"map": net.fc(x), "features": x}, fc=nn.Conv2d(draw.width, 5, 1)),
+    )
+    return draw.random.choice(heads)()
+
+
+def network(seed: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Sequential, list[str]]:
+    """The network of this seed, in evaluation mode with random statistics, and the names of its blocks."""
+    torch.manual_seed(seed)
+    draw = Draw(seed)
+    chosen = [draw.random.choice(BLOCKS) for _ in range(draw.random.randint(2, 6))]
+    model = nn.Sequential(plain(draw), *(block(draw) for block in chosen), plain(draw), tail(draw)).to(dtype).eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor, low in ((module.running_mean, -1.0), (module.running_var, 0.5), (module.weight, 0.5), (module.bias, -1.0)):
+                nn.init.uniform_(tensor, low, 1.5)
+    return model, [block.__name__ for block in chosen]
+
+
+def image(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(seed), dtype=dtype)

@@ -1,0 +1,119 @@
+"""The promises that every network must keep, each as one check. Tests and benchmarks call the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from hfp import gates
+from hfp.channels import ChannelTable
+from hfp.inputs import Arguments
+from hfp.surgery import compact
+
+
+class Gated(nn.Module):
+    """`model` with the channels outside `keep` gated off, by the engine's own gates."""
+
+    def __init__(self, model: nn.Module, table: ChannelTable, keep: Tensor) -> None:
+        super().__init__()
+        self.model, self.keep = model, keep
+        self.readers = gates.Readers(model, table)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        dtype = next(self.model.parameters()).dtype
+        weights = self.readers.gated(self.model, self.keep.to(dtype))
+        return torch.func.functional_call(self.model, weights, args, kwargs, tie_weights=False)
+
+
+def random_keep(table: ChannelTable, density: float, generator: torch.Generator) -> Tensor:
+    """About `density` of the channels, the least of every group at least: density 0 leaves exactly those."""
+    scores = torch.rand(table.channels, generator=generator)
+    keep = scores < density
+    for group in table.groups:
+        keep[group.channels[scores[group.channels].argsort()[: group.least]]] = True
+    return keep
+
+
+def relative_difference(a: Any, b: Any) -> float:
+    """The largest difference of two outputs, over the largest value of the tensor it is in."""
+    worst = 0.0
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        assert x.shape == y.shape, f"shape {tuple(x.shape)} became {tuple(y.shape)}"
+        if x.numel():
+            worst = max(worst, float((x - y).abs().max() / x.abs().max().clamp_min(1e-30)))
+    return worst
+
+
+def leaves(out: Any) -> list[Tensor]:
+    """The tensors of an output, also of one that is an object with attributes."""
+    opened = tree_map(lambda leaf: leaf if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", leaf), out)
+    found = [leaf for leaf in tree_leaves(opened) if isinstance(leaf, Tensor)]
+    assert found, f"no tensor in an output of type {type(out).__name__}"
+    return found
+
+
+def call(model: Callable[..., Any], arguments: Arguments, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return model(*arguments[0], **arguments[1])
+
+
+def measured(model: nn.Module, arguments: Arguments) -> tuple[int, int]:
+    """(multiply-adds, parameters) by PyTorch's own counter, which does not see into fused attention."""
+    with slow_attention(), FlopCounterMode(display=False) as counter:
+        call(model, arguments)
+    return counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters())
+
+
+@contextmanager
+def slow_attention() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def predicted(table: ChannelTable, keep: Tensor) -> tuple[int, int]:
+    return table.macs.count(keep), table.params.count(keep)
+
+
+def check_cut(
+    model: nn.Module, table: ChannelTable, keep: Tensor, arguments: Arguments, tolerance: float, training: bool = True
+) -> float:
+    """Promises 2 and 3 for one keep vector: the compacted network computes what the gated one does, and costs what was
+    predicted. Returns the error in evaluation mode. With `training`, the same in training mode (batch statistics)."""
+    small = compact(model.eval(), table, keep)
+    gated = Gated(model, table, keep)
+    for mode in (True, False) if training else (False,):
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        gated.train(mode), small.train(mode)
+        error = relative_difference(call(gated, arguments), call(small, arguments))
+        assert error < tolerance, f"gated and compacted differ by {error:.1e} in {'training' if mode else 'evaluation'}"
+        model.load_state_dict(state)
+        if mode:
+            small = compact(model.eval(), table, keep)
+    assert predicted(table, keep) == measured(small, arguments)
+    return error
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Everything that must be the same after a network was only looked at; compare with ==."""
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    modules = list(model.named_modules(remove_duplicate=False))
+    return {
+        "tensors": {name: (id(t), t.device.type, t.requires_grad, t.detach().tolist()) for name, t in tensors.items()},
+        "training": {name: module.training for name, module in modules},
+        "attributes": {name: {k: id(v) for k, v in vars(m).items() if k[0] != "_"} for name, m in modules},
+        "hooks": {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in modules},
+        "random": torch.get_rng_state().tolist(),
+        "attention": torch.backends.mha.get_fastpath_enabled(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,338 @@
+"""Files: what comes back is what was written, and what is damaged, foreign or newer is refused in words."""
+
+import copy
+import errno
+import json
+import os
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hfp import checkpoint, surgery, trace
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight, as language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+def network(width: int = 8) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 4, 3))
+
+
+def compacted(model: nn.Module, example: Tensor = EXAMPLE) -> Any:
+    """Every second channel of a model, with the record that `hfp.save` wants."""
+    table = trace(model, example)
+    keep = torch.arange(table.channels) % 2 == 0
+    small: Any = surgery.compact(model, table, keep)
+    counts = table.macs.dense(), table.params.dense(), table.macs.count(keep), table.params.count(keep)
+    small.hfp_record = surgery.Record(keep, table.fingerprint(), table.inputs, *counts, targets={"macs": 0.5})
+    return small
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    checkpoint.save(compacted(network()), tmp_path / "small.safetensors")
+    return tmp_path / "small.safetensors"
+
+
+def test_a_compact_network_comes_back_with_values_record_and_buffers(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    small = compacted(network())
+    small.train()(torch.randn(4, 3, 8, 8))  # moves the running statistics
+    checkpoint.save(small, tmp_path / "small.safetensors")
+    loaded: Any = checkpoint.load(tmp_path / "small.safetensors", network())
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(loaded.eval()(x), small.eval()(x))
+    assert loaded[0].out_channels == 4
+    record, expected = checkpoint.record_of(loaded), checkpoint.record_of(small)
+    assert torch.equal(record.keep, expected.keep)
+    assert (record.macs, record.dense_params, record.targets) == (expected.macs, expected.dense_params, {"macs": 0.5})
+
+
+def test_what_was_loaded_can_be_saved_again(saved: Path, tmp_path: Path) -> None:
+    checkpoint.save(checkpoint.load(saved, network()), tmp_path / "again.safetensors")
+    first, again = load_file(saved), load_file(tmp_path / "again.safetensors")
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_compiled_compact_network_is_saved_under_its_own_names(tmp_path: Path) -> None:
+    small = compacted(network())
+    compiled: Any = torch.compile(small)
+    checkpoint.save(compiled, tmp_path / "small.safetensors")
+    assert set(load_file(tmp_path / "small.safetensors")) == set(small.state_dict())
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    model = Tied()
+    table = trace(model, torch.zeros(1, 6))
+    keep = torch.ones(table.channels, dtype=torch.bool)
+    small: Any = surgery.compact(model, table, keep)
+    small.hfp_record = surgery.Record(keep, table.fingerprint(), table.inputs, 72, 48, 72, 48, {})
+    checkpoint.save(small, tmp_path / "tied.safetensors")
+    assert set(load_file(tmp_path / "tied.safetensors")) == {"first.weight", "first.bias", "second.bias"}
+    loaded: Any = checkpoint.load(tmp_path / "tied.safetensors", Tied())
+    x = torch.randn(3, 6)
+    assert loaded.first.weight is loaded.second.weight
+    assert torch.equal(loaded(x), small(x))
+
+
+def test_loading_changes_nothing_in_the_model_given(saved: Path) -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    checkpoint.load(saved, model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not hasattr(model, "hfp_record")
+
+
+def test_only_compact_networks_can_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Sequential is not a compact network.*hfp\.save\(net\.compact\(\), path\)"):
+        checkpoint.save(network(), tmp_path / "small.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+# --- files that are not what they should be
+
+
+def rewritten(
+    path: Path, header: dict[str, Any] | str | None = None, tensors: Mapping[str, Tensor | None] = MappingProxyType({})
+) -> None:
+    """Change the header and some tensors of a file (None: remove it) behind hfp's back."""
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    content: dict[str, Any] = load_file(path) | dict(tensors)
+    if isinstance(header, dict):
+        metadata["hfp"] = json.dumps(json.loads(metadata["hfp"]) | header)
+    elif header is not None:
+        metadata["hfp"] = header
+    save_file({name: tensor for name, tensor in content.items() if tensor is not None}, path, metadata=metadata)
+
+
+def record_of(path: Path, **changes: Any) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        return {"record": json.loads(file.metadata()["hfp"])["record"] | changes}
+
+
+DAMAGE = {
+    "empty": (lambda path: path.write_bytes(b""), "is not a whole safetensors file"),
+    "noise": (lambda path: path.write_bytes(os.urandom(4096)), "is not a whole safetensors file"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "is not a whole safetensors file"),
+    "huge header": (lambda path: path.write_bytes(struct.pack("<Q", 2**62) + b"{}"), "is not a whole safetensors file"),
+    "not ours": (lambda path: save_file({"a": torch.zeros(1)}, path), "was not written by hfp"),
+    "header no JSON": (lambda path: rewritten(path, "{"), "header is not JSON"),
+    "header too deep": (lambda path: rewritten(path, "[" * 100_000), "header is not JSON"),
+    "header a list": (lambda path: rewritten(path, "[]"), "was not written by hfp"),
+    "newer": (lambda path: rewritten(path, {"format": 99}), "newer hfp: it has format 99.* reads up to format 1"),
+    "format a bool": (lambda path: rewritten(path, {"format": True}), "was not written by hfp"),
+    "no record": (lambda path: rewritten(path, {"record": None}), "no record of how its network was cut"),
+    "keep no bits": (lambda path: rewritten(path, record_of(path, keep="012")), r"does not make sense \(wrong: keep"),
+    "count a string": (lambda path: rewritten(path, record_of(path, macs="9")), r"does not make sense \(wrong: macs"),
+    "keep too short": (lambda path: rewritten(path, record_of(path, keep="10")), "does not make sense: keep is"),
+    "keep nothing": (
+        lambda path: rewritten(path, record_of(path, keep="0" * 8)),
+        "does not make sense: keep ",
+    ),
+    "inputs": (lambda path: rewritten(path, record_of(path, inputs=7)), "does not fit this.*description of example"),
+    "aliases": (lambda path: rewritten(path, {"aliases": {"a": "b"}}), "names tensors that it does not hold"),
+    "missing": (
+        lambda path: rewritten(path, tensors={"0.bias": None}),
+        r"does not fit this Sequential: 0\.bias is missing",
+    ),
+    "extra": (lambda path: rewritten(path, tensors={"more": torch.zeros(1)}), "more is not in the network"),
+    "misshapen": (
+        lambda path: rewritten(path, tensors={"0.bias": torch.zeros(5)}),
+        r"0\.bias is \(5,\) float32, the network has \(4,\) float32",
+    ),
+    "another dtype": (
+        lambda path: rewritten(path, tensors={"0.bias": torch.zeros(4, dtype=torch.float16)}),
+        r"0\.bias is \(4,\) float16, the network has \(4,\) float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_refused_in_words(damage: str, saved: Path) -> None:
+    spoil, message = DAMAGE[damage]
+    spoil(saved)
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message) as caught:
+        checkpoint.load(saved, model)
+    assert str(saved) in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_file_cut_short_anywhere_is_refused(saved: Path) -> None:
+    whole = saved.read_bytes()
+    for length in [*range(0, 16), *range(16, len(whole), 97), len(whole) - 1]:
+        saved.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="not a whole safetensors file.*cut short"):
+            checkpoint.load(saved, network())
+
+
+def test_another_network_is_refused(saved: Path) -> None:
+    with pytest.raises(ValueError, match="cut from another network than this Sequential.*fingerprint"):
+        checkpoint.load(saved, network(width=16))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.safetensors"):
+        with pytest.raises(ValueError, match="There is no file"):
+            checkpoint.load(path, network())
+
+
+def test_the_kinds_of_files_are_told_apart(saved: Path, tmp_path: Path) -> None:
+    checkpoint.save_training(tmp_path / "training", {"epoch": 1})
+    checkpoint.save_weights(network(), tmp_path / "weights")
+    with pytest.raises(
+        ValueError, match=r"training checkpoint, and a compact network is wanted.*python -m hfp\.compact"
+    ):
+        checkpoint.load(tmp_path / "training", network())
+    with pytest.raises(ValueError, match=r"compact network, and a training checkpoint is wanted.*hfp\.load"):
+        checkpoint.load_training(saved)
+    with pytest.raises(ValueError, match=r"dense weights, and a compact network is wanted.*--weights"):
+        checkpoint.load(tmp_path / "weights", network())
+
+
+# --- training states
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal in types, structure and bits."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+STATES: dict[str, dict[str, Any]] = {
+    "scalars": {"a": 1, "b": 0.1 + 0.2, "c": "text", "d": None, "e": True, "f": float("inf"), "g": 10**30},
+    "nesting": {"a": [1, (2, [3.0, ()])], "b": {}, "c": {"d": {"e": []}}},
+    "integer keys": {"state": {0: {"step": 1}, 1: {}, -3: None}, "0": "a string key"},
+    "same place twice": {"a/b": torch.ones(1), "a": {"b": torch.zeros(2)}},
+    "dtypes": {
+        str(kind): torch.ones(2, dtype=kind) for kind in (torch.bool, torch.int64, torch.bfloat16, torch.float64)
+    },
+    "forms": {"scalar": torch.tensor(3.5), "empty": torch.zeros(0, 4), "strided": torch.arange(12).view(3, 4).t()},
+    "views of one buffer": {"whole": (base := torch.arange(6.0)), "part": base[2:4], "again": base},
+    "not finite": {"x": torch.tensor([float("inf"), -0.0])},
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_training_state_comes_back_exactly(name: str, tmp_path: Path) -> None:
+    checkpoint.save_training(tmp_path / "state", STATES[name])
+    assert same(checkpoint.load_training(tmp_path / "state"), STATES[name])
+
+
+def test_training_goes_on_as_if_it_had_not_been_saved(tmp_path: Path) -> None:
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        net(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+
+    net = network()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    step(net, optimizer, 0)
+    checkpoint.save_training(tmp_path / "state", {"net": net.state_dict(), "optimizer": optimizer.state_dict()})
+    state = checkpoint.load_training(tmp_path / "state")
+    other = network()
+    other_optimizer = torch.optim.AdamW(other.parameters(), lr=0.5)
+    other.load_state_dict(state["net"])
+    other_optimizer.load_state_dict(state["optimizer"])
+    for seed in (1, 2):
+        step(net, optimizer, seed)
+        step(other, other_optimizer, seed)
+    assert same(dict(net.state_dict()), dict(other.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": {"b": {1, 2}}}, "cannot hold the set at a/b"),
+        ({"a": [0, object()]}, "cannot hold the object at a/1"),
+        ({"a": {1.5: 0}}, "a key at a that is neither a string nor an integer"),
+        ({"a": {True: 0}}, "a key at a that is neither a string nor an integer"),
+    ],
+)
+def test_what_cannot_be_written_is_named(state: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        checkpoint.save_training(tmp_path / "state", state)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{"tensor": "none"}, {"tensor": 3}, {"dict": [[1]]}, {"dict": 1}, {"what": 1}, {}, 7, None, {"dict": [[[], 1]]}],
+)
+def test_a_header_that_makes_no_sense_is_refused(state: Any, tmp_path: Path) -> None:
+    checkpoint.save_training(tmp_path / "state", {"x": torch.zeros(1)})
+    rewritten(tmp_path / "state", {"state": state})
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoint.load_training(tmp_path / "state")
+
+
+def test_dense_weights_are_plain_safetensors_with_notes(tmp_path: Path) -> None:
+    net = network()
+    checkpoint.save_weights(net, tmp_path / "dense", statistics="data")
+    assert set(load_file(tmp_path / "dense")) == set(net.state_dict())
+    assert checkpoint.weights_notes(tmp_path / "dense") == {"statistics": "data"}
+    other = network()
+    checkpoint.load_weights(tmp_path / "dense", other)
+    assert same(dict(other.state_dict()), dict(net.state_dict()))
+    (tmp_path / "foreign").write_bytes(pickle.dumps(0))
+    assert checkpoint.weights_notes(tmp_path / "foreign") == {}
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    call: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    checkpoint.atomic_write(path, b"old")
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(type(error)):
+        checkpoint.atomic_write(path, b"new" * 1000)
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_bytes(b"")
+    checkpoint.atomic_write(tmp_path / "folder" / "file", b"")
+    assert (tmp_path / "folder" / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -1,0 +1,161 @@
+"""What is shown: counts against published figures, tables cell by cell, pictures that are there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import models
+from hfp import report, trace
+
+ROW = {"accuracy": 0.9731, "params": 1234, "params_share": 0.5, "macs": 56789, "macs_share": 0.4, "latency_ms": 1.25}
+RESULT: dict[str, Any] = {
+    "baseline": ROW | {"params": 2468, "params_share": 1.0},
+    "gated": ROW,
+    "compacted": ROW,
+    "finetuned": ROW,
+    "config": {"model": "lenet5", "dataset": "digits"},
+    "ptflops": {"baseline": 2000, "finetuned": 900, "share": 0.45},
+    "widths": {"dense": {"conv1": 20, "fc": 10}, "compact": {"conv1": 8, "fc": 10}},
+}
+LINE = {
+    "phase": "prune",
+    "epoch": 1,
+    "task_loss": 0.25,
+    "complexity_loss": 0.0,
+    "train_accuracy": 0.9,
+    "validation_accuracy": 0.95,
+    "validation_loss": 0.3,
+    "macs_share": 0.6,
+    "params_share": 0.7,
+    "macs": 6,
+    "params": 7,
+    "lr": 0.05,
+    "seconds": 1.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs"),
+    [("lenet5", 431_080, 2_293_000), ("resnet20", 269_722, 40_551_040), ("resnet56", 853_018, 125_485_696)],
+)
+def test_counts_are_those_of_the_literature(name: str, params: int, macs: int) -> None:
+    net: Any = models.build(name)
+    assert report.count_params(net) == params
+    assert report.count_macs(net, net.input_size) == macs
+
+
+def test_ptflops_counts_more_and_leaves_no_trace() -> None:
+    net: Any = models.build("resnet56")
+    before = set(dir(net)), net.training
+    assert report.ptflops_macs(net, net.input_size) == pytest.approx(127.09e6, rel=1e-4)  # published figure
+    assert (set(dir(net)), net.training) == before
+
+
+def test_shared_parameters_count_once() -> None:
+    layer = nn.Linear(3, 3)
+    assert report.count_params(nn.Sequential(layer, nn.ReLU(), layer)) == 12
+
+
+def test_widths_are_those_of_layers_with_weights() -> None:
+    found = report.widths(torchvision.models.mobilenet_v3_small())
+    assert found["features.0.0"] == 16 and found["classifier.3"] == 1000
+    assert not any("1.block.0.1" in name for name in found)  # a batch norm
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
+
+
+def printed(table: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    report.console().print(table)
+    return capsys.readouterr().out
+
+
+def test_the_final_table(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = cells(printed(report.result_table(RESULT), capsys))
+    assert rows[0] == ["baseline", "97.31 %", "2,468", "1.0000", "56,789", "0.4000", "1.25 ms"]
+    assert [row[0] for row in rows] == ["baseline", "gated", "compacted", "finetuned"]
+    rows = cells(printed(report.result_table(RESULT | {"control": ROW}), capsys))
+    assert [row[0] for row in rows] == ["baseline", "control", "gated", "compacted", "finetuned"]
+
+
+def test_the_line_of_an_epoch() -> None:
+    assert report.epoch_line(LINE, 10) == (
+        "prune      1/10  loss 0.2500  train 90.00 %  validation 95.00 %"
+        "  MACs 0.600  parameters 0.700  lr 0.0500  1.5 s"
+    )
+    assert "loss 0.2500 + 0.1250" in report.epoch_line(LINE | {"complexity_loss": 0.125}, 10)
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with report.Display() as display:
+        display.start("prune", total=10)
+        display.step(lambda: pytest.fail("nothing is shown, so nothing is asked for"))
+        display.line("a line [of brackets] that stays and is long " * 5)
+    assert capsys.readouterr().out == "a line [of brackets] that stays and is long " * 5 + "\n"
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    wide = report.Console(force_terminal=True, width=120, record=True)
+    monkeypatch.setattr(report, "console", lambda: wide)
+    with report.Display() as display:
+        display.start("prune", total=4, done=1)
+        display.step(lambda: "MACs 0.610")
+        assert display._bar is not None
+        (task,) = display._bar.tasks
+        assert (task.completed, task.total, task.fields["live"]) == (2, 4, "MACs 0.610")
+        display.step(lambda: pytest.fail("asked again within a fifth of a second"))
+        display.start("finetune", total=5)
+        assert [task.description for task in display._bar.tasks] == ["finetune"]
+        display.line("stays")
+    assert "stays" in wide.export_text()
+
+
+class Blend(nn.Module):
+    """A residual pair that can be pruned, and an output that cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.body = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.head = nn.Linear(8, 10, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head((x + self.body(x)).mean((2, 3)))
+
+
+def test_the_channel_table_in_words() -> None:
+    text = report.table_text(trace(Blend(), torch.zeros(1, 3, 4, 4)))
+    assert text == str(trace(Blend(), torch.zeros(1, 3, 4, 4)))
+    assert text.startswith("8 channels in 1 groups can be pruned")
+    groups, pinned = text.split("Stays whole")
+    assert cells(groups) == [["0", "8", "stem, body", "body, head", "100.0 %", "100.0 %"]]
+    assert "12,752 MACs and 872 parameters in all" in groups
+    assert cells(pinned)[0][:2] == ["head", "10"] and "output" in pinned
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_long_lists_of_layers_are_cut() -> None:
+    text = report.table_text(trace(models.build("resnet20"), torch.zeros(1, 3, 32, 32)))
+    assert "more" in text and max(map(len, text.splitlines())) <= report.PLAIN_WIDTH
+
+
+def test_a_finished_run_is_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(LINE | {"epoch": n}) + "\n" for n in (1, 2)))
+    assert report.main([str(tmp_path)]) == 0
+    assert "ptflops counts 900 of 2,000 MACs (0.4500)" in capsys.readouterr().out
+    for name in ("widths.png", "curves.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    assert "is not the folder of a finished run" in capsys.readouterr().err

@@ -1,0 +1,302 @@
+"""train.py from the outside: what a run leaves behind, how it stops, how it goes on, what it refuses."""
+
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hfp
+import models
+import train
+from benchmarks import kill_resume
+from hfp import checkpoint, loop, surgery
+from hfp.run import PHASES, RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--target-macs", "0.4", "--dense-epochs", "2", "--prune-epochs", "2", "--finetune-epochs", "2"]
+ROWS = ("baseline", "gated", "compacted", "finetuned")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run left in peace, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "peaceful"
+    return folder, kill_resume.finish(kill_resume.start(folder, TINY))
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the finished run, to be spoilt."""
+    for file in finished[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# --- what a run leaves behind
+
+
+def test_the_run_folder_holds_everything(finished: tuple[Path, str]) -> None:
+    names = {"config.json", "metrics.jsonl", "result.json"}
+    files = {"dense", "gated", "small", "checkpoint"}
+    assert {path.name for path in finished[0].iterdir()} == names | {f"{name}.safetensors" for name in files}
+
+
+def test_the_result_says_what_was_reached(finished: tuple[Path, str]) -> None:
+    result = json.loads((finished[0] / "result.json").read_text())
+    for row in ROWS:
+        assert {"accuracy", "params", "params_share", "macs", "macs_share", "latency_ms"} <= result[row].keys()
+    assert result["gated"]["accuracy"] == result["compacted"]["accuracy"]
+    assert result["baseline"]["macs_share"] == 1
+    for row in ROWS[1:]:
+        assert 0.39 < result[row]["macs_share"] <= 0.4
+        assert result[row]["params"] == result["compacted"]["params"] < result["baseline"]["params"]
+    assert result["widths"]["dense"] == {"conv1": 20, "conv2": 50, "fc1": 500, "fc2": 10}
+    assert result["ptflops"]["baseline"] == 2_338_170
+
+
+def test_the_figures_are_those_of_the_file(finished: tuple[Path, str]) -> None:
+    result = json.loads((finished[0] / "result.json").read_text())
+    small = hfp.load(finished[0] / "small.safetensors", models.build("lenet5"))
+    accuracy, _ = loop.evaluate(small, hfp.data.load("digits").test.batches(100))
+    assert accuracy == result["finetuned"]["accuracy"]
+    assert sum(parameter.numel() for parameter in small.parameters()) == result["finetuned"]["params"]
+
+
+def test_every_epoch_has_its_line(finished: tuple[Path, str]) -> None:
+    lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["phase"], line["epoch"]) for line in lines] == [(phase, n) for phase in PHASES[:3] for n in (1, 2)]
+    assert [line["lr"] for line in lines if line["phase"] != "dense"] == pytest.approx(
+        [0.05, 0.05 * 0.853553, 0.05 * 0.5, 0.05 * 0.146447], rel=1e-4
+    )
+
+
+def test_plain_lines_go_into_a_file_and_the_table_comes_last(finished: tuple[Path, str]) -> None:
+    printed = finished[1]
+    assert "\x1b" not in printed and "\r" not in printed
+    assert all(f"{phase:8}   2/2  loss" in printed for phase in PHASES[:3])
+    table = printed[printed.index("lenet5 on digits\n") :].splitlines()
+    assert [line.split()[1] for line in table if line.startswith("│")] == list(ROWS)
+
+
+def test_an_existing_baseline_and_a_control(finished: tuple[Path, str], tmp_path: Path) -> None:
+    settings = ["--weights", str(finished[0] / "dense.safetensors"), "--prune-epochs", "2", "--finetune-epochs", "0"]
+    more = [
+        "--control",
+        "--distill",
+        "0.5",
+        "--target-params",
+        "0.5",
+        "--amp",
+        "--channels-last",
+        "--label-smoothing",
+        "0.1",
+    ]
+    assert train.main([*settings, *more, "--output", str(tmp_path / "run")]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    before = json.loads((finished[0] / "result.json").read_text())
+    assert result["config"]["statistics"] == "data"
+    assert result["baseline"]["params"] == result["control"]["params"] == before["baseline"]["params"]
+    assert result["finetuned"]["params_share"] <= 0.5
+    assert result["finetuned"]["accuracy"] == result["compacted"]["accuracy"]
+
+
+def test_pruning_goes_on_after_compaction_as_if_nothing_had_happened() -> None:
+    """One more step gated, or compaction and one step with the momentum carried over: the same weights."""
+    torch.manual_seed(0)
+    net = hfp.wrap(models.build("lenet5"), target_macs=0.4, steps=30)
+    optimizer = loop.sgd(net.param_groups(lr=0.02, weight_decay=5e-4))
+    images = [(torch.randn(8, 1, 28, 28), torch.randint(10, (8,))) for _ in range(33)]
+    loop.train_epoch(net, images[:32], optimizer, loop.Recipe(), lr_factor=lambda step: 1, penalty=net.complexity_loss)
+    assert net.progress == 1
+    small = net.compact()
+    continued = loop.sgd([{"params": small.parameters(), "lr": 0.02, "weight_decay": 5e-4}])
+    train.carry_momentum(net, optimizer, small, continued)
+    loop.train_epoch(net, images[32:], optimizer, loop.Recipe(), lr_factor=lambda step: 1)
+    loop.train_epoch(small, images[32:], continued, loop.Recipe(), lr_factor=lambda step: 1)
+    expected = surgery.compact(net.model, net.table, checkpoint.record_of(small).keep)
+    for (name, value), (_, wanted) in zip(small.named_parameters(), expected.named_parameters(), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6, msg=name)
+
+
+# --- stopping and going on
+
+
+def test_killed_at_random_moments_it_ends_the_same(finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "hunted"
+    process = kill_resume.start(folder, TINY)
+    wait_for(lambda: (folder / "checkpoint.safetensors").exists(), process)
+    process.kill()
+    process.communicate()
+    kill_resume.kill_and_resume(folder, TINY, kills=2, window=(2, 8), generator=random.Random(0))
+    assert kill_resume.differences(finished[0], folder) == []
+
+
+@pytest.mark.parametrize(("sent", "code", "said"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_stopped_run_says_how_to_go_on(sent: int, code: int, said: str, tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    process = kill_resume.start(folder, [*TINY, "--dense-epochs", "1000"])
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(RunFolder(folder, {}).lines()) > 1, process)
+    process.send_signal(sent)
+    printed, _ = process.communicate()
+    assert process.returncode == code
+    assert f"stopped by {said}." in printed
+    assert f"python train.py --resume '{folder}'" in printed
+    state = checkpoint.load_training(folder / "checkpoint.safetensors")
+    assert state["phase"] == "dense" and state["epoch"] >= 1
+    assert not list(folder.glob(".*"))
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(copied: Path) -> None:
+    """Files may not grow beyond a limit below the size of a checkpoint, which fails as a full disk does."""
+    state = checkpoint.load_training(copied / "gated.safetensors")
+    checkpoint.save_training(copied / "checkpoint.safetensors", state | {"epoch": 1})
+    before = (copied / "checkpoint.safetensors").read_bytes()
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    command = [sys.executable, "train.py", "--resume", str(copied)]
+    done = subprocess.run(command, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: [Errno 27] File too large" in done.stderr
+    assert f"python train.py --resume {copied}" in done.stderr
+    assert (copied / "checkpoint.safetensors").read_bytes() == before
+    assert not list(copied.glob(".*"))
+
+
+def test_lines_past_the_checkpoint_and_half_lines_are_dropped(copied: Path) -> None:
+    state = checkpoint.load_training(copied / "gated.safetensors")
+    checkpoint.save_training(copied / "checkpoint.safetensors", state)
+    with open(copied / "metrics.jsonl", "a") as file:
+        file.write('{"phase": "finetune", "epo')
+    (copied / ".checkpoint.safetensors.1.tmp").write_bytes(b"left by a kill")
+    run = RunFolder.resume(copied)
+    run.begin()
+    assert [(line["phase"], line["epoch"]) for line in run.lines()][-1] == ("prune", 2)
+    assert (copied / "metrics.jsonl").read_text().endswith("}\n")
+    assert not list(copied.glob(".*"))
+
+
+def test_a_finished_run_shows_its_table_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((copied / "result.json").read_text())
+    assert train.main(["--resume", str(copied)]) == 0
+    after = json.loads((copied / "result.json").read_text())
+    assert [after[row]["accuracy"] for row in ROWS] == [before[row]["accuracy"] for row in ROWS]
+    assert "finetuned" in capsys.readouterr().out
+
+
+# --- what is refused
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command line that makes no sense is answered."""
+    try:
+        assert train.main(arguments) == 2
+    except SystemExit as stop:  # of argparse
+        assert stop.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--target-macs", "0.3"], "started with --target-macs 0.4, and --target-macs 0.3 is given now. Leave"),
+        (["--target-params", "500k"], "started with --target-params None, and --target-params 500000 is given now"),
+        (["--model", "resnet20"], "started with --model lenet5, and --model resnet20 is given now"),
+        (["--dataset", "cifar10"], "started with --dataset digits, and --dataset cifar10 is given now"),
+        (["--seed", "1"], "started with --seed 0, and --seed 1 is given now"),
+        (["--output", "elsewhere"], "--output elsewhere is another folder than --resume"),
+    ],
+)
+def test_another_run_is_not_a_resumed_one(
+    given: list[str], message: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    assert message in refused(["--resume", str(copied), *given], capsys)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "Give a target: --target-macs 0.4"),
+        (["--target-macs", "half"], "'half' is neither a share such as 0.4 nor a count such as 500k"),
+        (["--target-macs", "nan"], "'nan' is neither a share"),
+        (["--target-macs", "-0.4"], "argument"),
+        (["--target-macs", "1.5"], "target_macs=1.5"),
+        (["--target-macs", "0.0"], "target_macs=0.0"),
+        (["--target-macs", "7"], "target_macs=7"),
+        (["--target-params", "99M"], "is above the 431,080 of the dense model"),
+        (["--target-macs", "0.4", "--model", "resnt20"], "did you mean resnet20"),
+        (["--target-macs", "0.4", "--dense-epochs", "0"], "would prune an untrained network"),
+        (["--target-macs", "0.4", "--weights", "none.th"], "--weights none.th: there is no such file"),
+        (["--target-macs", "0.4", "--prune-epochs", "0"], "'0' is not an integer of 1 or more"),
+        (["--target-macs", "0.4", "--lr", "inf"], "'inf' is not a number of zero or more"),
+        (["--target-macs", "0.4", "--distill", "1"], "'1' is not below 1"),
+        (["--target-macs", "0.4", "--device", "abacus"], "--device abacus cannot be used here"),
+        (["--target-macs", "0.4", "--dataset", "imagefolder", "--data-dir", "nowhere"], "nowhere"),
+        (["--target-macs", "0.4", "--ignore", "conv9"], "matches no module of the network"),
+        (["--resume", "nowhere"], "There is no run in nowhere (no config.json)"),
+    ],
+)
+def test_settings_that_make_no_sense_leave_nothing_behind(
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = [] if "--resume" in given else ["--output", "run"]
+    assert message in refused([*given, *output], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"already holds a run. Continue it with --resume {copied}" in refused(
+        [*TINY, "--output", str(copied)], capsys
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b"{", "config.json is damaged"),
+        ("config.json", b"[]", "it holds no settings"),
+        ("config.json", b'{"lr": 1}', "was written by another version of train.py"),
+        ("checkpoint.safetensors", b"cut", "is not a whole safetensors file"),
+    ],
+)
+def test_a_damaged_run_is_refused(
+    name: str, content: bytes, message: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / name).write_bytes(content)
+    assert message in refused(["--resume", str(copied)], capsys)
+
+
+def test_a_diverging_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "training diverged. Lower the learning rate" in refused(
+        [*TINY, "--lr", "1e6", "--output", str(tmp_path / "run")], capsys
+    )
+
+
+def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    printed = capsys.readouterr().out
+    for flag in ("--target-macs", "--weights", "--resume", "--round-to", "--distill"):
+        assert flag in printed
+    assert "python train.py --target-macs 0.4\n" in printed

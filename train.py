@@ -1,0 +1,419 @@
+"""Prune a network while it trains: one number in, a smaller dense network out.
+
+    python train.py --target-macs 0.4
+
+The experiment, from `experiment` on, top to bottom: data, dense baseline, wrap, prune while training, compact,
+fine-tune, evaluate, report. Everything lies in one folder (see hfp/run.py); a run that is stopped goes on from its last
+epoch. The settings are in hfp/settings.py, `python train.py --help` explains them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import hfp
+import models
+from hfp import checkpoint, data, loop, report, surgery
+from hfp.run import RunFolder
+from hfp.settings import Config, open_run
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The experiment
+
+
+@dataclass
+class Lab:
+    """What every phase works with."""
+
+    config: Config
+    run: RunFolder
+    data: data.Dataset
+    display: report.Display
+    recipe: loop.Recipe
+    build: dict[str, Any]
+    """Arguments of `models.build`, without weights: they say the dense architecture."""
+    wrap: dict[str, Any]
+    """Arguments of `hfp.wrap`, beside the network."""
+    counts: tuple[int, int]
+    """Multiply-adds and parameters of the dense network."""
+
+    @property
+    def total(self) -> int:
+        """Epochs of pruning and fine-tuning, which share one learning-rate schedule."""
+        return self.config.prune_epochs + self.config.finetune_epochs
+
+    def dense(self) -> nn.Module:
+        """The dense network with fresh weights."""
+        return models.build(**self.build)
+
+
+def experiment(run: RunFolder) -> dict[str, Any]:
+    """The whole run, from where it stands; what result.json holds."""
+    with report.Display() as display:
+        lab = set_up(run, display)
+        baseline = dense_phase(lab)
+        if lab.config.distill:
+            lab.recipe = dataclasses.replace(lab.recipe, teacher=copy.deepcopy(baseline).eval().requires_grad_(False))
+        if lab.config.control:
+            untouched = copy.deepcopy(baseline)
+        net, optimizer = prune_phase(lab, baseline)
+        small = finetune_phase(lab, net, optimizer)
+        if lab.config.control:
+            control_phase(lab, untouched, small)
+        result = measure(lab)
+    run.write_result(result)
+    return result
+
+
+def set_up(run: RunFolder, display: report.Display) -> Lab:
+    """Data, and everything that the phases share."""
+    config = Config(**run.config)
+    torch.backends.cudnn.deterministic = True  # same seed, same result
+    dataset = data.load(
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        statistics=data.IMAGENET if config.statistics == "imagenet" else None,
+    ).to(config.device)
+    channels, size, _ = dataset.input_size
+    steps = dataset.train.num_batches(config.batch_size, drop_last=True)
+    display.line(
+        f"{config.model} on {config.dataset}: {len(dataset.train):,} training, {len(dataset.validation):,} validation, "
+        f"{len(dataset.test):,} test images of {size}x{size}, {len(dataset.classes)} classes; "
+        f"on {config.device}, in {run.path}"
+    )
+    build: dict[str, Any] = {
+        "name": config.model,
+        "num_classes": len(dataset.classes),
+        "image_size": size,
+        "in_channels": channels,
+        "shortcut": config.shortcut,
+    }
+    wrapped = ("target_macs", "target_params", "ignore", "round_to", "counter", "method")
+    wrap = {name: getattr(config, name) for name in wrapped} | {"steps": config.prune_epochs * steps}
+    gated = hfp.wrap(models.build(**build), **wrap)  # a target out of reach is told now, not after hours of training
+    return Lab(
+        config=config,
+        run=run,
+        data=dataset,
+        display=display,
+        recipe=loop.Recipe(config.label_smoothing, config.distill, amp=config.amp, channels_last=config.channels_last),
+        build=build,
+        wrap=wrap,
+        counts=(gated.dense_macs, gated.dense_params),
+    )
+
+
+def dense_phase(lab: Lab) -> nn.Module:
+    """The baseline: trained here, or loaded and, if asked, adapted to the data."""
+    config, run = lab.config, lab.run
+    torch.manual_seed(loop.epoch_seed(config.seed, "weights", 0))
+    net = models.build(**lab.build, weights=config.weights if run.state is None else None)
+    run.begin()
+    if run.passed("dense"):
+        checkpoint.load_weights(run.dense, net)
+        return place(net, config)
+    net = place(net, config)
+    optimizer = loop.sgd([{"params": net.parameters(), "lr": config.lr, "weight_decay": config.weight_decay}])
+    fit(lab, "dense", net, optimizer, epochs=config.dense_epochs or 0, schedule=(0, config.dense_epochs or 1))
+    checkpoint.save_weights(net, run.dense, statistics=config.statistics)
+    return net
+
+
+def prune_phase(lab: Lab, baseline: nn.Module) -> tuple[hfp.GatedModel | None, torch.optim.Optimizer | None]:
+    """Train the network and its gates; `baseline` is trained in place. (None, None) if the run is beyond this phase."""
+    config, run = lab.config, lab.run
+    if run.passed("prune"):
+        return None, None
+    net = hfp.wrap(baseline, **lab.wrap)
+    optimizer = loop.sgd(net.param_groups(lr=config.lr, weight_decay=config.weight_decay))
+    fit(lab, "prune", net, optimizer, epochs=config.prune_epochs, schedule=(0, lab.total), penalty=net.complexity_loss)
+    run.save(snapshot(lab, "prune", config.prune_epochs, net, optimizer), run.gated)
+    return net, optimizer
+
+
+def finetune_phase(lab: Lab, net: hfp.GatedModel | None, optimizer: torch.optim.Optimizer | None) -> nn.Module:
+    """Compact, and train on: same learning-rate schedule, same momentum, fewer channels."""
+    config, run = lab.config, lab.run
+    if run.passed("finetune"):
+        return place(hfp.load(run.small, lab.dense()), config)
+    if net is not None and optimizer is not None:
+        small = place(net.compact(), config)
+    else:
+        record = checkpoint.record_from_json((run.state or {}).get("record"), source=str(run.checkpoint))
+        small = place(checkpoint.rebuild(lab.dense(), record, source=str(run.checkpoint)), config)
+    continued = loop.sgd([{"params": small.parameters(), "lr": config.lr, "weight_decay": config.weight_decay}])
+    if net is not None and optimizer is not None:
+        carry_momentum(net, optimizer, small, continued)
+    also = {"record": checkpoint.record_to_json(checkpoint.record_of(small))}
+    fit(
+        lab,
+        "finetune",
+        small,
+        continued,
+        epochs=config.finetune_epochs,
+        schedule=(config.prune_epochs, lab.total),
+        also=also,
+    )
+    hfp.save(small, run.small)
+    return small
+
+
+def control_phase(lab: Lab, net: nn.Module, small: nn.Module) -> None:
+    """The unpruned baseline, trained on for as many epochs by the same recipe, with the same batches."""
+    config = lab.config
+    optimizer = loop.sgd([{"params": net.parameters(), "lr": config.lr, "weight_decay": config.weight_decay}])
+    also = {"record": checkpoint.record_to_json(checkpoint.record_of(small)), "small": small.state_dict()}
+    fit(lab, "control", net, optimizer, epochs=lab.total, schedule=(0, lab.total), also=also)
+    checkpoint.save_weights(net, lab.run.control, statistics=config.statistics)
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    """Every network of the run, read back from its file, on the test images; what result.json holds."""
+    config, run, (dense_macs, dense_params) = lab.config, lab.run, lab.counts
+    nets = networks(lab)
+    input_size = lab.data.input_size
+    speed = loop.latency(nets, torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0)))
+    result: dict[str, Any] = {}
+    for name, net in nets.items():
+        macs, params = live_counts(lab, net)()
+        accuracy, loss = loop.evaluate(place(net, config), batches(lab, lab.data.test), lab.recipe)
+        result[name] = {
+            "accuracy": accuracy,
+            "loss": loss,
+            "params": params,
+            "params_share": params / dense_params,
+            "macs": macs,
+            "macs_share": macs / dense_macs,
+            "latency_ms": speed[name],
+        }
+    counted = {name: report.ptflops_macs(nets[name], input_size) for name in ("baseline", "finetuned")}
+    return result | {
+        "ptflops": counted | {"share": counted["finetuned"] / counted["baseline"]},
+        "widths": {"dense": report.widths(nets["baseline"]), "compact": report.widths(nets["finetuned"])},
+        "config": dataclasses.asdict(config),
+        "seed": config.seed,
+        "train_seconds": sum(line["seconds"] for line in run.lines()),
+        **report.circumstances(config.device),
+    }
+
+
+def networks(lab: Lab) -> dict[str, nn.Module]:
+    """The networks of a finished run, from its files."""
+    run = lab.run
+    baseline = lab.dense()
+    checkpoint.load_weights(run.dense, baseline)
+    gated = hfp.wrap(lab.dense(), **lab.wrap)
+    gated.load_state_dict(checkpoint.load_training(run.gated)["net"])
+    small = hfp.load(run.small, lab.dense())
+    nets = {"baseline": baseline, "gated": gated, "compacted": gated.compact(), "finetuned": small}
+    if lab.config.control:
+        nets["control"] = lab.dense()
+        checkpoint.load_weights(run.control, nets["control"])
+    return nets
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the phases share
+
+
+def fit(
+    lab: Lab,
+    phase: str,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    schedule: tuple[int, int],
+    penalty: Callable[[], torch.Tensor] | None = None,
+    also: dict[str, Any] | None = None,
+) -> None:
+    """Train `net` for the epochs of `phase` that are still to do, with a line and a checkpoint after each.
+
+    `schedule` is (epochs before this phase, epochs in all) of the learning-rate cosine; `also` goes into checkpoints.
+    Whatever an epoch draws at random depends on its number alone, so that a resumed run equals an uninterrupted one;
+    and the control sees the same batches as pruning and fine-tuning.
+    """
+    run, (before, total) = lab.run, schedule
+    counts = live_counts(lab, net)
+    done = run.restore(phase, net, optimizer)
+    if done == 0:
+        run.save(snapshot(lab, phase, 0, net, optimizer, also))
+    steps = lab.data.train.num_batches(lab.config.batch_size, drop_last=True)
+    lab.display.start(phase, total=epochs * steps, done=done * steps)
+
+    def train(epoch: int) -> loop.Running:
+        seed = loop.epoch_seed(lab.config.seed, "dense" if phase == "dense" else "pruning", before + epoch)
+        torch.manual_seed(seed)
+        return loop.train_epoch(
+            net,
+            lab.data.train.batches(
+                lab.config.batch_size, seed=seed, augment=lab.config.augment, drop_last=True, device=lab.config.device
+            ),
+            optimizer,
+            lab.recipe,
+            lr_factor=lambda step: loop.cosine((before + epoch + step / steps) / total),
+            penalty=penalty,
+            on_step=lambda running: lab.display.step(lambda: live_text(lab, running, *counts())),
+        )
+
+    for epoch in range(done, epochs):
+        running = train(epoch)
+        accuracy, loss = loop.evaluate(net, batches(lab, lab.data.validation), lab.recipe)
+        line = {
+            "phase": phase,
+            "epoch": epoch + 1,
+            "lr": lab.config.lr * loop.cosine((before + epoch) / total),
+            **figures(lab, running, counts()),
+            "validation_accuracy": accuracy,
+            "validation_loss": loss,
+        }
+        run.log(line)
+        run.save(snapshot(lab, phase, epoch + 1, net, optimizer, also))
+        lab.display.line(report.epoch_line(line, epochs))
+
+
+def figures(lab: Lab, running: loop.Running, live: tuple[int, int]) -> dict[str, Any]:
+    """What an epoch's line says of training and of the network's size."""
+    macs, params = live
+    return {
+        "task_loss": running.task_loss,
+        "complexity_loss": running.penalty,
+        "train_accuracy": running.accuracy,
+        "macs": macs,
+        "macs_share": macs / lab.counts[0],
+        "params": params,
+        "params_share": params / lab.counts[1],
+        "seconds": round(running.seconds, 3),
+    }
+
+
+def snapshot(
+    lab: Lab,
+    phase: str,
+    epoch: int,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    also: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A checkpoint: enough to go on, and for `python -m hfp.compact` to rebuild the network without this script."""
+    state = {
+        "phase": phase,
+        "epoch": epoch,
+        "build": lab.build,
+        "wrap": lab.wrap,
+        "config": dataclasses.asdict(lab.config),
+    }
+    return state | {"net": net.state_dict(), "optimizer": optimizer.state_dict()} | (also or {})
+
+
+def live_counts(lab: Lab, net: nn.Module) -> Callable[[], tuple[int, int]]:
+    """A function that tells how many multiply-adds and parameters of `net` are live now."""
+    if isinstance(net, hfp.GatedModel):
+        return lambda: (net.macs(), net.params())
+    if hasattr(net, "hfp_record"):
+        record = checkpoint.record_of(net)
+        return lambda: (record.macs, record.params)
+    return lambda: lab.counts
+
+
+def live_text(lab: Lab, running: loop.Running, macs: int, params: int) -> str:
+    """What the progress bar says of the epoch so far."""
+    return (
+        f"MACs {macs / lab.counts[0]:.3f}  parameters {params / lab.counts[1]:.3f}  "
+        f"loss {running.task_loss:.3f}  accuracy {report.percent(running.accuracy)}"
+    )
+
+
+def batches(lab: Lab, split: data.Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A whole split, in order, as it is."""
+    return split.batches(2 * lab.config.batch_size, device=lab.config.device)
+
+
+def place(net: nn.Module, config: Config) -> nn.Module:
+    """`net` where, and in the layout in which, it is to run."""
+    net = net.to(config.device)
+    return net.to(memory_format=torch.channels_last) if config.channels_last else net
+
+
+def carry_momentum(
+    gated: hfp.GatedModel, optimizer: torch.optim.Optimizer, small: nn.Module, continued: torch.optim.Optimizer
+) -> None:
+    """Give the optimizer of the compact network the momentum of the channels that stayed.
+
+    Momentum has the shape of the parameters, so it is cut as they are: in a copy of the model that holds it instead.
+    """
+    momentum = copy.deepcopy(gated.model)
+    for own, parameter in zip(momentum.parameters(), gated.model.parameters(), strict=True):
+        buffer = optimizer.state[parameter].get("momentum_buffer")
+        own.data = torch.zeros_like(own) if buffer is None else buffer.clone()
+    cut = surgery.compact(momentum, gated.table, checkpoint.record_of(small).keep)
+    for parameter, own in zip(small.parameters(), cut.parameters(), strict=True):
+        continued.state[parameter]["momentum_buffer"] = own.detach()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, treated as Ctrl-C is."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Within it, SIGTERM unwinds the program in order, so that files being written are cleaned up."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 a file could not be written, 2 bad settings or data, 130 Ctrl-C, 143 SIGTERM."""
+    run = None
+    try:
+        with sigterm_raises():
+            run = open_run(argv)
+            result = experiment(run)
+    except KeyboardInterrupt as stopped:
+        code, reason = (143, "SIGTERM") if isinstance(stopped, Terminated) else (130, "Ctrl-C")
+        print(f"\nstopped by {reason}.{how_to_resume(run)}", file=sys.stderr)
+        return code
+    except OSError as error:
+        print(f"\nerror: {error}.{how_to_resume(run)}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 2
+    out = report.console()
+    out.print(f"\nmade in {run.path}: {run.small.name} (hfp.load reads it), {run.dense.name}, result.json")
+    out.print(report.ptflops_line(result))
+    out.print(report.result_table(result))
+    return 0
+
+
+def how_to_resume(run: RunFolder | None) -> str:
+    """What to type after a run was stopped."""
+    if run is None or not run.begun:
+        return ""
+    return f" What the last epoch left in {run.path} is whole; go on with\n  {run.resume_command()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
