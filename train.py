@@ -3,8 +3,8 @@
     python train.py --target-macs 0.4
 
 The experiment, from `experiment` on, top to bottom: data, dense baseline, wrap, prune while training, compact,
-fine-tune, evaluate, report. Everything lies in one folder (see hfp/run.py); a run that is stopped goes on from its last
-epoch. The settings are in hfp/settings.py, `python train.py --help` explains them.
+fine-tune, evaluate, report. Everything lies in one folder (see hfp/experiment/run.py); a run that is stopped goes on
+from its last epoch. The settings are in hfp/experiment/settings.py, `python train.py --help` explains them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from torch import nn
 
 import hfp
 import models
-from hfp import checkpoint, data, loop, report, surgery
-from hfp.run import RunFolder
-from hfp.settings import Config, open_run
+from hfp import checkpoint, report, surgery
+from hfp.experiment import data, loop
+from hfp.experiment.run import RunFolder
+from hfp.experiment.settings import Config, open_run
+from hfp.ptflops_check import measured
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The experiment
@@ -197,7 +199,7 @@ def measure(lab: Lab) -> dict[str, Any]:
             "macs_share": macs / dense_macs,
             "latency_ms": speed[name],
         }
-    counted = {name: report.ptflops_macs(nets[name], input_size) for name in ("baseline", "finetuned")}
+    counted = {name: measured(nets[name], ((torch.zeros(1, *input_size),), {})) for name in ("baseline", "finetuned")}
     return result | {
         "ptflops": counted | {"share": counted["finetuned"] / counted["baseline"]},
         "widths": {"dense": report.widths(nets["baseline"]), "compact": report.widths(nets["finetuned"])},

@@ -26,7 +26,8 @@ from hfp.threshold import threshold
 
 OURS = ("resnet20", "resnet56", "vgg16_bn", "lenet5")
 TORCHVISION = (
-    "resnet18", "resnet50", "mobilenet_v2", "densenet121", "regnet_y_400mf", "efficientnet_b0", "googlenet", "squeezenet1_1",
+    "resnet18", "resnet50", "mobilenet_v2", "densenet121", "regnet_y_400mf", "efficientnet_b0",
+    "googlenet", "squeezenet1_1",
 )  # fmt: skip
 SHARES = (0.1, 0.25, 0.4, 0.6, 0.9)
 BUDGETS = ("macs", "params", "both")
@@ -98,10 +99,16 @@ def main() -> None:
             rows[name] = {"failed": f"{type(error).__name__}: {error}"[:300]}
             table.add_row(name, f"[red]{rows[name]['failed']}")
             continue
-        cells = (row["channels"], row["groups"], row["cases"], f"{100 * row['unused']:.3f} %", f"{row['seconds']:.3f} s")
+        cells = (
+            row["channels"],
+            row["groups"],
+            row["cases"],
+            f"{100 * row['unused']:.3f} %",
+            f"{row['seconds']:.3f} s",
+        )
         table.add_row(name, *map(str, cells))
     write_json(options.output, {"machine": machine(), "networks": rows})
-    Console().print(table)
+    Console(width=120).print(table)
     raise SystemExit(any("failed" in row for row in rows.values()))
 
 

@@ -38,7 +38,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
@@ -53,7 +55,7 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def randomise_statistics(model: nn.Module) -> nn.Module:
-    """Batch norms as after a training: with their initial shift of 0, a channel that is gone would leave nothing behind."""
+    """Batch norms as after a training: with the initial shift of 0, a channel that is gone leaves nothing behind."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -69,11 +69,13 @@ def main() -> None:
     write_json(options.output, result)
     table = Table("", "", show_header=False)
     for name in ("networks", "failed", "with_channels_to_prune", "largest_error", "seconds"):
-        table.add_row(name.replace("_", " "), f"{result[name]:.3g}" if isinstance(result[name], float) else str(result[name]))
+        table.add_row(
+            name.replace("_", " "), f"{result[name]:.3g}" if isinstance(result[name], float) else str(result[name])
+        )
     table.add_row("channels that can be pruned", f"{100 * result['share_of_channels_that_can_be_pruned']:.1f} %")
     for reason, count in reasons.most_common(12):
         table.add_row(f"pinned: {reason}", str(count))
-    Console().print(table)
+    Console(width=120).print(table)
     raise SystemExit(bool(failures))
 
 

@@ -109,7 +109,7 @@ def main() -> None:
         low, high = row["ratio_quartiles"]
         seconds_ = (f"{row['plain_seconds']:.3f} s", f"{row['gated_seconds']:.3f} s")
         table.add_row(name, *seconds_, f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})")
-    Console().print(table)
+    Console(width=120).print(table)
     print(f"hfp.trace of resnet50, one thread: {traced['median']:.2f} s")
 
 

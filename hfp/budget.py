@@ -23,15 +23,19 @@ def absolute(target: Target, name: str, dense: int, least: int) -> int:
     123
     """
     if isinstance(target, bool) or not isinstance(target, (int, float)):
-        raise ValueError(f"{name}={target!r}: expected a share of the dense model such as 0.4, or a whole number of at least {least:,}")
+        raise ValueError(
+            f"{name}={target!r}: expected a share of the dense model, such as 0.4, or a whole number from {least:,} on"
+        )
     if isinstance(target, float) and not (math.isfinite(target) and 0.0 < target <= 1.0):
-        raise ValueError(f"{name}={target!r}: a share of the dense model lies above 0 and at most at 1, such as {name}=0.4")
+        raise ValueError(
+            f"{name}={target!r}: a share of the dense model lies above 0 and at most at 1, such as {name}=0.4"
+        )
     count = math.floor(Fraction(str(target)) * dense) if isinstance(target, float) else target  # 0.29 of 100 is 29
     if count > dense:
         raise ValueError(f"{name}={target:,} is above the {dense:,} of the dense model; nothing would be pruned")
     if count < least:
         raise ValueError(
-            f"{name}={target!r} asks for {max(count, 0):,}, but with one channel left in every group this network still has "
+            f"{name}={target!r} asks for {max(count, 0):,}, but with one channel in every group this network still has "
             f"{least:,} ({least / dense:.4f} of the dense {dense:,}); the smallest reachable target is {name}={least}"
         )
     return count
@@ -54,5 +58,6 @@ class Budget:
         return self.target + math.floor((self.dense - self.target) * (1.0 - min(max(progress, 0.0), 1.0)) ** 3)
 
     def gap(self, gates: Tensor) -> Tensor:
-        """How far the live count is above the target, relative to the dense one; linear, so that it pulls until it is met."""
+        """How far the live count is above the target, relative to the dense one; linear, so that it pulls until it is
+        met."""
         return torch.relu(self.cost.to(gates.device)(gates) - self.target) / self.dense

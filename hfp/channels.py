@@ -1,6 +1,7 @@
 """The channel table: for every named tensor, the channels along each of its dims. Everything else reads this table.
 
-A *channel* is what can be removed as one: all the slices, of all the tensors, that go together. A *channel group* is the
+A *channel* is what can be removed as one: all the slices, of all the tensors, that go together. A *channel group* is
+the
 channels that stand in the same places (the width of a layer, or of a residual stage): its members are interchangeable
 in cost, and at least one of them always stays.
 """
@@ -60,7 +61,8 @@ class ChannelTable:
     readers: tuple[tuple[str, int], ...]
     """(tensor name, dim) where channels are read: the places of the gates."""
     attributes: dict[tuple[str, str], Tensor]
-    """(module, attribute) of an integer that no tensor tells, the groups of a convolution -> the channel number of each that it counts."""
+    """(module, attribute) of an integer that no tensor tells, the groups of a convolution -> the channel number of
+    each that it counts."""
     macs: Cost
     params: Cost
     ptflops: Cost | None
@@ -84,7 +86,8 @@ class ChannelTable:
         return numbers
 
     def fingerprint(self) -> str:
-        """A hash of names, shapes and channel numbers: two models with the same fingerprint are cut alike by the same keep vector."""
+        """A hash of names, shapes and channel numbers: two models with the same fingerprint are cut alike by the same
+        keep vector."""
         digest = hashlib.sha256()
         for name, ids in self.axes.items():
             digest.update(name.encode())
@@ -126,7 +129,9 @@ def build_table(ledger: Ledger, parameters: list[str], inputs: dict[str, Any]) -
         axes=axes,
         groups=_groups(axes, count, wide),
         pinned=_pinned(ledger, root, channel),
-        readers=tuple((name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims) if _prunable(axes[name][dim])),
+        readers=tuple(
+            (name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims) if _prunable(axes[name][dim])
+        ),
         attributes={where: channel[ids] for where, ids in ledger.attributes.items() if _prunable(channel[ids])},
         macs=cost(ledger.macs),
         params=build(count, [(1, tuple(Factor.of(vector) for vector in axes[name])) for name in parameters]),
@@ -170,8 +175,8 @@ def _pinned(ledger: Ledger, root: Tensor, channel: Tensor) -> tuple[Pinned, ...]
         for component in root[pin.ids].unique().tolist():
             first.setdefault(component, number)
     made = torch.zeros(ledger.size, dtype=torch.bool)
-    for ids in ledger.produced:
-        made[ids] = True
+    for vector in ledger.produced:
+        made[vector] = True
     rows = []
     for name, ids in ledger.axes.items():
         for dim, vector in enumerate(ids):
@@ -179,12 +184,8 @@ def _pinned(ledger: Ledger, root: Tensor, channel: Tensor) -> tuple[Pinned, ...]
             reasons: dict[int, int] = defaultdict(int)
             for component in root[whole].tolist():
                 reasons[first[component]] += 1
-            rows += [Pinned(name, dim, count, ledger.pins[pin].reason, ledger.pins[pin].place) for pin, count in reasons.items()]
+            rows += [
+                Pinned(name, dim, count, ledger.pins[pin].reason, ledger.pins[pin].place)
+                for pin, count in reasons.items()
+            ]
     return tuple(rows)
-
-
-def __getattr__(name):  # TEMPORARY
-    if name == "trace":
-        from hfp.trace import trace
-        return trace
-    raise AttributeError(name)

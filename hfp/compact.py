@@ -22,9 +22,11 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from hfp import checkpoint, loop, methods, report, surgery
+from hfp import checkpoint, methods, report, surgery
+from hfp.experiment import loop
+from hfp.experiment.run import PHASES
 from hfp.inputs import arguments
-from hfp.run import PHASES
+from hfp.ptflops_check import measured
 from hfp.wrap import GatedModel, wrap
 
 TOLERANCE = 1e-5  # relative, in float32: gated and compact networks add up the same products in another order
@@ -159,14 +161,15 @@ def before_and_after(outcome: Outcome, output: Path) -> Table:
     """Parameters, multiply-adds, file size and latency of the dense and the compact network."""
     dense, small = outcome.dense, outcome.small
     input_size = tuple(dense.input_size)  # type: ignore[arg-type]
-    speed = loop.latency({"dense": dense, "small": small}, torch.zeros(1, *input_size))
+    image = torch.zeros(1, *input_size)
+    speed = loop.latency({"dense": dense, "small": small}, image)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save_weights(dense, Path(folder) / "dense")
         dense_size = (Path(folder) / "dense").stat().st_size
     rows = {
         "parameters": (report.count_params(dense), report.count_params(small)),
         "MACs": (report.count_macs(dense, input_size), report.count_macs(small, input_size)),
-        "MACs, as ptflops counts": (report.ptflops_macs(dense, input_size), report.ptflops_macs(small, input_size)),
+        "MACs, as ptflops counts": tuple(measured(net, ((image,), {})) for net in (dense, small)),
         "file, bytes": (dense_size, output.stat().st_size),
         "CPU latency, ms": (speed["dense"], speed["small"]),
     }

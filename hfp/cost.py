@@ -8,6 +8,7 @@ in between.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from hfp.labels import FIXED
 
 @dataclass(frozen=True)
 class Factor:
-    """The live length of an axis: `fixed` indices that always stay, and for each channel how many indices it takes up."""
+    """The live length of an axis: `fixed` indices that always stay, and for each channel how many indices it takes
+    up."""
 
     fixed: int
     channels: tuple[int, ...]
@@ -30,9 +32,10 @@ class Factor:
         return Factor(int((vector == FIXED).sum()), tuple(channels.tolist()), tuple(weights.tolist()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cost:
-    """sum over terms of coefficient[t] * prod over k of live[factors[t, k]], live = fixed + weights summed over live channels."""
+    """sum over terms of coefficient[t] * prod over k of live[factors[t, k]], live = fixed + weights summed over live
+    channels."""
 
     channels: int
     coefficients: Tensor  # (terms,) float64
@@ -57,13 +60,17 @@ class Cost:
     def dense(self) -> int:
         return self.count(torch.ones(self.channels, dtype=torch.bool, device=self.weights.device))
 
+    @cache  # noqa: B019 - one entry for each device that a cost is ever used on
     def to(self, device: torch.device) -> Cost:
-        moved = (tensor.to(device) for tensor in (self.coefficients, self.factors, self.fixed, self.entries, self.weights))
+        moved = (
+            tensor.to(device) for tensor in (self.coefficients, self.factors, self.fixed, self.entries, self.weights)
+        )
         return Cost(self.channels, *moved)
 
 
 def build(channels: int, terms: list[tuple[int, tuple[Factor, ...]]]) -> Cost:
-    """Terms of equal factors are added up; equal axes are stored once; axes that cannot shrink go into the coefficient."""
+    """Terms of equal factors are added up; equal axes are stored once; axes that cannot shrink go into the
+    coefficient."""
     axes: dict[Factor, int] = {}
     summed: dict[tuple[int, ...], int] = {}
     for coefficient, factors in terms:
@@ -77,7 +84,11 @@ def build(channels: int, terms: list[tuple[int, tuple[Factor, ...]]]) -> Cost:
     degree = max(map(len, summed), default=0)
     one = len(axes)
     rows = [key + (one,) * (degree - len(key)) for key in summed]
-    entries = [(axis, channel, weight) for factor, axis in axes.items() for channel, weight in zip(factor.channels, factor.weights, strict=True)]
+    entries = [
+        (axis, channel, weight)
+        for factor, axis in axes.items()
+        for channel, weight in zip(factor.channels, factor.weights, strict=True)
+    ]
     return Cost(
         channels=channels,
         coefficients=torch.tensor(list(summed.values()), dtype=torch.float64),

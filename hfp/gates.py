@@ -2,8 +2,8 @@
 
 Every weight that reads channels is multiplied, column by column, by the gates of the channels it reads. That equals
 slicing those columns, whatever lies between the layer that makes a channel and the one that reads it (the shift of a
-batch norm, a sigmoid, a constant): a gate of 0 at the producer would leave f(0) behind. The model itself is not touched:
-the gated weights stand in for its own during one forward.
+batch norm, a sigmoid, a constant): a gate of 0 at the producer would leave f(0) behind. The model itself is not
+touched: the gated weights stand in for its own during one forward.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Readers(nn.Module):
             if weight is None:
                 weight = model.get_parameter(name)
             columns = padded[getattr(self, f"channels{number}")].to(weight.dtype)
-            found.update(dict.fromkeys(every, weight * columns.reshape([-1 if d == dim else 1 for d in range(weight.dim())])))
+            found.update(
+                dict.fromkeys(every, weight * columns.reshape([-1 if d == dim else 1 for d in range(weight.dim())]))
+            )
         return found
 
 

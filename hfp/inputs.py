@@ -23,19 +23,23 @@ def arguments(model: nn.Module, example_inputs: Any = None) -> Arguments:
     """
     if example_inputs is None:
         return (_own_example(model),), {}
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     if isinstance(example_inputs, Tensor):
-        args, kwargs = (example_inputs,), {}
+        args = (example_inputs,)
     elif isinstance(example_inputs, Mapping):
-        args, kwargs = (), dict(example_inputs)
+        kwargs = dict(example_inputs)
     elif isinstance(example_inputs, (tuple, list)):
-        args, kwargs = tuple(example_inputs), {}
+        args = tuple(example_inputs)
     else:
         raise ValueError(
             f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple of tensors or a dict of "
             f"keyword tensors, for example hfp.wrap(model, torch.zeros(1, 3, 224, 224), target_macs=0.4)"
         )
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
-        raise ValueError("example_inputs holds no tensor; pass what the model's forward takes, for example torch.zeros(1, 3, 224, 224)")
+        raise ValueError(
+            "example_inputs holds no tensor; pass what the model's forward takes, such as torch.zeros(1, 3, 224, 224)"
+        )
     return args, kwargs
 
 
@@ -61,7 +65,9 @@ def describe(inputs: Arguments) -> dict[str, Any]:
             return {"value": value}
         if isinstance(value, (list, tuple)):
             return [one(item) for item in value]
-        raise ValueError(f"cannot describe an example input of type {type(value).__name__}; pass tensors, numbers, or lists of them")
+        raise ValueError(
+            f"cannot describe an example input of type {type(value).__name__}; pass tensors, numbers, or lists of them"
+        )
 
     args, kwargs = inputs
     return {"args": [one(value) for value in args], "kwargs": {name: one(value) for name, value in kwargs.items()}}
@@ -79,10 +85,16 @@ def rebuild(description: Mapping[str, Any]) -> Arguments:
             return entry["value"]
         dtype = getattr(torch, str(entry["dtype"]), None)
         shape = entry["shape"]
-        if not isinstance(dtype, torch.dtype) or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        if (
+            not isinstance(dtype, torch.dtype)
+            or not isinstance(shape, list)
+            or not all(type(n) is int and n >= 0 for n in shape)
+        ):
             raise ValueError(f"not a description of an example input: {entry!r}")
         return torch.empty(shape, dtype=dtype, device="meta")
 
     if not isinstance(description, Mapping) or set(description) != {"args", "kwargs"}:
         raise ValueError("not a description of example inputs: expected 'args' and 'kwargs'")
-    return tuple(one(entry) for entry in description["args"]), {name: one(entry) for name, entry in description["kwargs"].items()}
+    return tuple(one(entry) for entry in description["args"]), {
+        name: one(entry) for name, entry in description["kwargs"].items()
+    }

@@ -5,9 +5,10 @@ weight of shape (O, I, 3, 3) holds O + I + 3 + 3 ids. The ids travel with the va
 *planes*, integer tensors that tell for each element the id it belongs to. What operators do to planes is said in
 `hfp.rules`; what they find out (these ids are one channel, that id must stay) is written down in a `Ledger`.
 
-A plane is kept *compressed*: it has the rank of its tensor and size 1 along every axis on which it does not vary, so the
-plane of an activation of shape (32, 64, 56, 56) is (1, 64, 1, 1). A tensor may have several planes (a weight has one for
-each dim); two planes of one tensor never vary along the same axis, except right after a view that merges axes.
+A plane is kept *compressed*: it has the rank of its tensor and size 1 along every axis on which it does not vary, so
+the
+plane of an activation of shape (32, 64, 56, 56) is (1, 64, 1, 1). A tensor may have several planes (a weight has one
+for each dim); two planes of one tensor never vary along the same axis, except right after a view that merges axes.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Ledger:
     readers: dict[str, set[int]] = field(default_factory=dict)
     """Tensor name -> the dims on which it reads channels: where the gates sit."""
     attributes: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    """(module, attribute) of an integer that no tensor tells, the groups of a convolution -> one id for each it counts."""
+    """(module, attribute) of an integer that no tensor tells, the groups of a convolution -> one id for each it
+    counts."""
     wide: list[Tensor] = field(default_factory=list)
     """Ids along axes that must stay longer than 1, since a squeeze would swallow them."""
     macs: list[Term] = field(default_factory=list)
@@ -105,7 +107,9 @@ class Ledger:
     def number(self, name: str, shape: Sequence[int]) -> None:
         """Give new ids to every dim of the tensor `name`."""
         starts = [self.size + sum(shape[:dim]) for dim in range(len(shape))]
-        self.axes[name] = tuple(torch.arange(start, start + length) for start, length in zip(starts, shape, strict=True))
+        self.axes[name] = tuple(
+            torch.arange(start, start + length) for start, length in zip(starts, shape, strict=True)
+        )
         self.size += sum(shape)
 
     def planes(self, name: str) -> Planes:
@@ -114,7 +118,8 @@ class Ledger:
         return tuple(along(vector, dim, len(ids)) for dim, vector in enumerate(ids) if len(vector) > 1)
 
     def tie(self, a: Tensor, b: Tensor, place: Place) -> None:
-        """Element by element, the ids in `a` and `b` (shapes that broadcast) are one channel. Invariant: an id that meets FIXED is pinned."""
+        """Element by element, the ids in `a` and `b` (shapes that broadcast) are one channel. Invariant: an id that
+        meets FIXED is pinned."""
         a, b = torch.broadcast_tensors(a, b)
         a, b = a.reshape(-1), b.reshape(-1)
         lost = torch.where(a == FIXED, b, a)[(a == FIXED) != (b == FIXED)]

@@ -78,7 +78,7 @@ def measured(model: nn.Module, inputs: Arguments) -> int:
 def agree(table: ChannelTable, model: nn.Module, inputs: Arguments) -> None:
     """Raise ValueError unless `table.ptflops` is what ptflops counts, for `model` and for a copy of half its width.
 
-    >>> from hfp.channels import trace
+    >>> from hfp.trace import trace
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     >>> agree(trace(model, torch.zeros(1, 3, 8, 8)), model, ((torch.zeros(1, 3, 8, 8),), {}))
     """

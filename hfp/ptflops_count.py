@@ -204,7 +204,9 @@ FUNCTIONS: dict[tuple[Any, str], Callable[..., Sum]] = {
 class PtflopsCounter:
     """Notes down what ptflops would count in a labelled run that happens inside `watching`."""
 
-    def __init__(self, model: nn.Module, planes_of: Callable[[Any], Planes], path: list[tuple[str, nn.Module | None]]) -> None:
+    def __init__(
+        self, model: nn.Module, planes_of: Callable[[Any], Planes], path: list[tuple[str, nn.Module | None]]
+    ) -> None:
         self.failure = ""
         """Why there is no such count; empty if there is one."""
         self._occurrences = _occurrences(model)

@@ -141,23 +141,6 @@ def count_macs(net: nn.Module, input_size: tuple[int, int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def ptflops_macs(net: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """What the `ptflops` package prints for `net`: multiply-adds with bias, normalisation, activations and pools."""
-    from ptflops import get_model_complexity_info
-
-    # A copy: ptflops leaves attributes behind. It wants eval mode, and gradients on (attention counts otherwise).
-    with torch.enable_grad():
-        macs, _ = get_model_complexity_info(
-            copy.deepcopy(net).cpu().eval(),
-            tuple(input_size),
-            as_strings=False,
-            print_per_layer_stat=False,
-            verbose=False,
-            backend="pytorch",
-        )
-    return int(macs)
-
-
 def widths(net: nn.Module) -> dict[str, int]:
     """Output width of every convolution and linear layer, by name, in the order of the network.
 

@@ -1,4 +1,5 @@
-"""Compaction: slice every tensor to its live channels, set the attributes of the modules, prove that nothing changed."""
+"""Compaction: slice every tensor to its live channels, set the attributes of the modules, prove that nothing
+changed."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from hfp.inputs import Arguments
 from hfp.labels import FIXED
-from hfp.tracing import named_tensors
+from hfp.tracing import named_tensors, tensors_of
 
 if TYPE_CHECKING:
     from hfp.channels import ChannelTable
@@ -64,7 +65,9 @@ def cut(model: nn.Module, table: ChannelTable, keep: Tensor, *, device: torch.de
     """
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(model).items():
-        memo[id(tensor)] = _sliced(tensor, [live(vector, keep) if _prunable(vector) else None for vector in table.axes[name]], device)
+        memo[id(tensor)] = _sliced(
+            tensor, [live(vector, keep) if _prunable(vector) else None for vector in table.axes[name]], device
+        )
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # an activation that the model keeps
@@ -101,33 +104,46 @@ def live(vector: Tensor, keep: Tensor) -> Tensor:
 
 def _check(table: ChannelTable, keep: Tensor) -> None:
     if keep.dtype != torch.bool or keep.shape != (table.channels,):
-        raise ValueError(f"keep is {keep.dtype} of shape {tuple(keep.shape)}; the table has {table.channels} channels, so a bool tensor of shape ({table.channels},) is needed")
+        raise ValueError(
+            f"keep is {keep.dtype} of shape {tuple(keep.shape)}; the table has {table.channels} channels, "
+            f"so a bool tensor of shape ({table.channels},) is needed"
+        )
     for group in table.groups:
         if int(keep[group.channels].sum()) < group.least:
             name, dim = group.members[0]
-            raise ValueError(f"keep leaves {int(keep[group.channels].sum())} of the {group.width} channels of {name} (dim {dim}); at least {group.least} must stay")
+            raise ValueError(
+                f"keep leaves {int(keep[group.channels].sum())} of the {group.width} channels of {name} (dim {dim}); "
+                f"at least {group.least} must stay"
+            )
 
 
 def _set_widths(module: nn.Module) -> None:
-    """What a module says of its own size follows its tensors."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, _ConvNd):
-        narrow, wide = module.weight.shape[1] * module.groups, module.weight.shape[0]
+    """What a module says of its own size follows its tensors. (A weight that is computed is no tensor of it, and not
+    asked for.)"""
+    own = {**module._parameters, **module._buffers}
+    weight = own.get("weight")
+    if isinstance(module, _ConvNd) and weight is not None:
+        narrow, wide = weight.shape[1] * module.groups, weight.shape[0]
         module.in_channels, module.out_channels = (wide, narrow) if module.transposed else (narrow, wide)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, _NormBase) and (weight is not None or module.running_mean is not None):
-        module.num_features = len(module.running_mean if weight is None else weight)
+    elif isinstance(module, nn.Linear) and weight is not None:
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.Embedding) and weight is not None:
+        module.num_embeddings, module.embedding_dim = weight.shape
+    elif isinstance(module, _NormBase):
+        vector = own.get("running_mean") if weight is None else weight
+        if vector is not None:
+            module.num_features = len(vector)
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        module.input_size = (module.weight_ih_l0 if isinstance(module, nn.RNNBase) else module.weight_ih).shape[1]
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
+        first = own.get("weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih")
+        if first is not None:
+            module.input_size = first.shape[1]
+    elif isinstance(module, nn.PReLU) and weight is not None:
+        module.num_parameters = len(weight)
 
 
 def difference(a: Callable[..., Any], b: Callable[..., Any], inputs: Arguments) -> float:
-    """The largest difference of the outputs of `a` and `b` on random inputs of this form, relative to the largest output."""
+    """The largest difference of the outputs of `a` and `b` on random inputs of this form, relative to the largest
+    output."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(value: Any) -> Any:
@@ -136,14 +152,19 @@ def difference(a: Callable[..., Any], b: Callable[..., Any], inputs: Arguments) 
         return torch.randn(value.shape, generator=generator).to(value)
 
     args, kwargs = tree_map(noise, inputs)
-    with torch.no_grad():
-        outs = [[x.double() for x in tree_leaves(f(*args, **kwargs)) if isinstance(x, Tensor)] for f in (a, b)]
+    outs = []
+    for function in (a, b):
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)  # a model that draws numbers draws the same
+            outs.append([x.double() for x in tensors_of(function(*args, **kwargs))])
     worst = 0.0
     for x, y in zip(*outs, strict=True):
         if x.shape != y.shape:
             return float("inf")
         apart = (x - y).abs()[~((x == y) | (x.isnan() & y.isnan()))]  # infinities and NaNs of both are no difference
         if apart.numel():
-            scale = x[x.isfinite()].abs().max().clamp_min(torch.finfo(torch.float32).tiny) if x.isfinite().any() else 1.0
+            scale = (
+                x[x.isfinite()].abs().max().clamp_min(torch.finfo(torch.float32).tiny) if x.isfinite().any() else 1.0
+            )
             worst = max(worst, float((apart / scale).nan_to_num(float("inf")).max()))
     return worst

@@ -28,12 +28,16 @@ def threshold(scores: Tensor, table: ChannelTable, limits: Limits, *, round_to: 
     """
     scores = scores.detach().to("cpu", torch.float64)
     if not bool(torch.isfinite(scores).all()):
-        raise ValueError("the scores of the channels are not finite; has the training diverged? (a lower learning rate helps)")
+        raise ValueError(
+            "the scores of the channels are not finite; has the training diverged? (a lower learning rate helps)"
+        )
     blocks, first = _blocks(scores, table.groups, round_to)
     keep = _with(torch.zeros(table.channels, dtype=torch.bool), first)
     for cost, most in limits:
         if cost.count(keep) > most:
-            raise ValueError(f"the target {most:,} is below the smallest count that this network can reach, {cost.count(keep):,}")
+            raise ValueError(
+                f"the target {most:,} is below the smallest count that this network can reach, {cost.count(keep):,}"
+            )
 
     low, high = 0, len(blocks)  # invariant: the best `low` blocks fit, the best `high + 1` do not
     while low < high:

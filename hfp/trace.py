@@ -32,7 +32,7 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
     """
     inputs = arguments(model, example_inputs)
     seen = run(model, inputs)
-    _pin_ignored(model, ignore, seen.ledger)
+    _pin(ignored_modules(model, ignore), seen.ledger)
     parameters = [name for name, _ in model.named_parameters()]
     while True:  # every round pins a channel at least
         table = build_table(seen.ledger, parameters, describe(inputs))
@@ -42,21 +42,30 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
         seen.ledger.pins.append(pin)
 
 
-def _pin_ignored(model: nn.Module, ignore: Ignored, ledger: Ledger) -> None:
+def ignored_modules(model: nn.Module, ignore: Ignored) -> list[str]:
+    """The names of the modules that `ignore` stands for."""
     names = dict(model.named_modules())
+    every: list[str] = []
     for entry in (ignore,) if isinstance(ignore, (str, nn.Module)) else ignore:
         if isinstance(entry, nn.Module):
             found = [name for name, module in names.items() if module is entry]
         elif isinstance(entry, str):
             found = [name for name in names if fnmatchcase(name, entry)]
         else:
-            raise ValueError(f"ignore={entry!r}: expected a module or a glob pattern of module names, such as 'layer1.*'")
-        if not found:
             raise ValueError(
-                f"ignore={entry!r} matches no module of the network; its modules are {', '.join(list(names)[1:6])} ..."
+                f"ignore={entry!r}: expected a module or a glob pattern of module names, such as 'layer1.*'"
             )
-        for tensor, ids in ledger.axes.items():
-            owner = tensor.rpartition(".")[0]
-            if any(owner == name or owner.startswith(f"{name}.") or not name for name in found):
-                for dim in set(range(len(ids))) - ledger.readers.get(tensor, set()):
-                    ledger.pin(ids[dim], "is ignored, as asked", Place("ignore", owner, ""))
+        if not found:
+            known = ", ".join(list(names)[1:6])
+            raise ValueError(f"ignore={entry!r} matches no module of the network; its modules are {known} ...")
+        every += found
+    return list(dict.fromkeys(every))
+
+
+def _pin(modules: list[str], ledger: Ledger) -> None:
+    """The channels that these modules, and those inside them, make stay whole; those that they read may go."""
+    for tensor, ids in ledger.axes.items():
+        owner = tensor.rpartition(".")[0]
+        if any(not name or owner == name or owner.startswith(f"{name}.") for name in modules):
+            for dim in set(range(len(ids))) - ledger.readers.get(tensor, set()):
+                ledger.pin(ids[dim], "is ignored, as asked", Place("ignore", owner, ""))

@@ -14,7 +14,7 @@ from hfp.budget import Budget, Target, absolute
 from hfp.channels import ChannelTable
 from hfp.cost import Cost
 from hfp.threshold import smallest, threshold
-from hfp.trace import Ignored, trace
+from hfp.trace import Ignored, ignored_modules, trace
 from hfp.trial import random_half
 
 THRESHOLDS = 25  # how often the live channels are chosen anew on the way to the target
@@ -54,21 +54,25 @@ class GatedModel(nn.Module):
         self.counter = counter
         self._arguments = arguments
         self._readers = gates.Readers(model, table)
-        self._price = torch.ones(table.channels)
         self.gates = nn.Parameter(torch.zeros(table.channels))
-        self.gates.register_hook(lambda grad: grad / self._price.to(grad))
         self.register_buffer("keep", torch.ones(table.channels, dtype=torch.bool))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self._priced: tuple[Tensor, int, Tensor] | None = None
         self.train(model.training)
-        device = next(model.parameters()).device
-        self._costs = {name: cost.to(device) for name, cost in self._counts().items()}
-        self.to(device)
+        self.gates.data = self.gates.data.to(next(model.parameters()).device)
+        for module in (self, self._readers):
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.gates.device))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return gates.gated_forward(self.model, self._readers, methods.hfp.task_gate(self.gates, self.keep), *args, **kwargs)
+        phi = self.keep.to(self.gates.dtype)
+        if torch.is_grad_enabled():
+            phi = methods.hfp.task_gate(self.gates, self.keep, self._price())
+        return gates.gated_forward(self.model, self._readers, phi, *args, **kwargs)
 
     def complexity_loss(self) -> Tensor:
-        """How far the live counts are above the targets, relative to the dense ones, summed: a scalar to add to the task loss.
+        """How far the live counts are above the targets, relative to the dense ones, summed: a scalar to add to the
+        task loss.
 
         In training each call is one step of the pruning schedule. When the schedule is done the target is met, the
         live channels stay as they are, and the loss is 0.
@@ -78,16 +82,24 @@ class GatedModel(nn.Module):
             if int(self.step) % math.ceil(self.steps / THRESHOLDS) == 0 or self.progress == 1.0:
                 # A new tensor, not an in-place change: the graph of this step's forward still holds the old one.
                 self.keep = self._chosen(methods.hfp.budget_progress(self.progress)).to(self.keep.device)
-        live = self.keep.double().requires_grad_()
-        (price,) = torch.autograd.grad(self._gap(live), live)
-        self._price = torch.where(price > 0, price / price[self.keep].mean(), 1.0)
-        return self._gap(methods.hfp.cost_gate(self.gates, self.keep)).float()
+        phi = self.keep.double()
+        if torch.is_grad_enabled():
+            phi = methods.hfp.cost_gate(self.gates, self.keep, self._price())
+        return self._gap(phi).float()
 
     def _gap(self, live: Tensor) -> Tensor:
         return torch.stack([budget.gap(live) for budget in self.budgets]).sum()
 
+    def _price(self) -> Tensor:
+        """(channels,) by how much the complexity loss falls with each channel; reckoned anew when others are live."""
+        if self._priced is None or self._priced[0] is not self.keep or self._priced[1] != self.keep._version:
+            live = self.keep.double().requires_grad_()
+            self._priced = (self.keep, self.keep._version, torch.autograd.grad(self._gap(live), live)[0])
+        return self._priced[2]
+
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
-        """Groups for an optimizer: the model's parameters with `lr` and `options`, and the gates with their own settings.
+        """Groups for an optimizer: the model's parameters with `lr` and `options`, and the gates with their own
+        settings.
 
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> net = wrap(model, torch.zeros(1, 3, 8, 8), target_macs=0.5)
@@ -105,20 +117,21 @@ class GatedModel(nn.Module):
         return min(int(self.step) / self.steps, 1.0)
 
     def macs(self) -> int:
-        """Multiply-adds of one pass of the example inputs with the channels that are live now, in the counter's terms."""
-        return self._costs["macs"].count(self.keep)
+        """Multiply-adds of one pass of the example inputs with the channels that are live now, in the counter's
+        terms."""
+        return self._counts()["macs"].count(self.keep.cpu())
 
     def params(self) -> int:
         """Parameters with the channels that are live now."""
-        return self._costs["params"].count(self.keep)
+        return self._counts()["params"].count(self.keep.cpu())
 
     @property
     def dense_macs(self) -> int:
-        return self._costs["macs"].dense()
+        return self._counts()["macs"].dense()
 
     @property
     def dense_params(self) -> int:
-        return self._costs["params"].dense()
+        return self._counts()["params"].dense()
 
     def compact(self) -> nn.Module:
         """A dense network of the model's own class, within the budget, that computes what this one does.
@@ -147,7 +160,7 @@ class GatedModel(nn.Module):
 
     def _chosen(self, progress: float) -> Tensor:
         """(channels,) bool on the CPU: the live channels when the budget has come down by this share of its way."""
-        keep, limits = self.keep.cpu(), [(budget.cost.to(torch.device("cpu")), budget.at(progress)) for budget in self.budgets]
+        keep, limits = self.keep.cpu(), [(budget.cost, budget.at(progress)) for budget in self.budgets]
         if all(cost.count(keep) <= most for cost, most in limits):
             return keep
         return threshold(self.gates, self.table, limits, round_to=self.round_to)
@@ -168,8 +181,8 @@ class GatedModel(nn.Module):
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         if error > surgery.TOLERANCE.get(dtype, 1e-4):
             raise RuntimeError(
-                f"the compact network differs from the gated one by {error:.1e} of its largest output, which is a bug of hfp; "
-                "please report it with the model's code. hfp.wrap(..., ignore=[...]) can leave the layers in question whole"
+                f"the compact network differs from the gated one by {error:.1e} of its largest output, a bug of hfp; "
+                "please report it with the model's code. hfp.wrap(..., ignore=[...]) can leave layers whole"
             )
 
 
@@ -208,7 +221,8 @@ def wrap(
         those of one pass of the example inputs); either or both.
     `steps`: training steps (calls of `complexity_loss`) in which the budget comes down to the target.
     `ignore`: modules, or glob patterns of module names, whose output channels stay whole.
-    `round_to`: widths become multiples of it (those that are smaller, or no multiple, to begin with may stay as they are).
+    `round_to`: widths become multiples of it (those that are smaller, or no multiple, to begin with may stay as they
+    are).
     `counter`: "macs" counts multiply-adds of convolutions, linear layers and matrix products, half of what
         `torch.utils.flop_counter.FlopCounterMode` shows; "ptflops" what ptflops' default backend prints.
     `verify`: compare the gated with the compacted network on random numbers before any training; by default for
@@ -219,7 +233,8 @@ def wrap(
     _check_model(model, target_macs, target_params)
     _check_options(steps, round_to, counter, method)
     arguments = inputs.arguments(model, example_inputs)
-    table = trace(model, example_inputs, ignore=ignore)
+    ignored = ignored_modules(model, ignore)
+    table = trace(model, example_inputs, ignore=ignored)
     if not table.groups:
         raise ValueError(f"{type(model).__name__} has no channel that could be removed:\n{table}")
     if counter == "ptflops":
@@ -232,7 +247,14 @@ def wrap(
             most = absolute(target, f"target_{name}", cost.dense(), smallest(table, cost, round_to))
             budgets.append(Budget(name, cost, cost.dense(), most))
     net = GatedModel(
-        model, table, arguments, budgets, counter=counter, steps=steps, round_to=round_to, targets=targets | {"counter": counter, "round_to": round_to}
+        model,
+        table,
+        arguments,
+        budgets,
+        counter=counter,
+        steps=steps,
+        round_to=round_to,
+        targets=targets | {"counter": counter, "round_to": round_to, "ignore": ignored},
     )
     if verify or (verify is None and net.dense_params <= VERIFIED_BY_DEFAULT):
         keep = random_half(table)
@@ -245,18 +267,26 @@ def _check_model(model: nn.Module, target_macs: Any, target_params: Any) -> None
     if not isinstance(model, nn.Module):
         raise ValueError(f"hfp.wrap needs an nn.Module, not a {name}")
     if any(isinstance(module, GatedModel) for module in model.modules()):
-        raise ValueError("the model is wrapped already; wrap the plain model, net.model, or go on with the net that you have")
+        raise ValueError(
+            "the model is wrapped already; wrap the plain model, net.model, or go on with the net that you have"
+        )
     if hasattr(model, "_orig_mod"):
-        raise ValueError("the model is compiled; wrap the plain one and compile the result: torch.compile(hfp.wrap(model._orig_mod, ...))")
+        raise ValueError(
+            "the model is compiled; wrap the plain one, then compile: torch.compile(hfp.wrap(model._orig_mod, ...))"
+        )
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ValueError(f"the model is in {name}; wrap the plain one first: {name}(hfp.wrap(model.module, ...))")
     if target_macs is None and target_params is None:
-        raise ValueError("no target given; for 40 % of the multiply-adds: hfp.wrap(model, example_inputs, target_macs=0.4)")
+        raise ValueError(
+            "no target given; for 40 % of the multiply-adds: hfp.wrap(model, example_inputs, target_macs=0.4)"
+        )
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError(f"{name} has no parameters, so there is nothing to prune")
     if not any(parameter.requires_grad for parameter in parameters):
-        raise ValueError(f"all parameters of {name} are frozen, so it cannot recover from pruning; call model.requires_grad_(True) first")
+        raise ValueError(
+            f"all parameters of {name} are frozen, so it cannot recover; call model.requires_grad_(True) first"
+        )
 
 
 def _check_options(steps: Any, round_to: Any, counter: Any, method: Any) -> None:

@@ -14,7 +14,7 @@ Limits = list[tuple[Cost, int]]
 
 
 def limits_of(table: ChannelTable, share: float, which: str) -> Limits:
-    """The budgets for `share` of the dense counts: of "macs", "params" or "both", but never below what can be reached."""
+    """The budgets for `share` of the dense counts ("macs", "params" or "both"), but never below what can be reached."""
     costs = {"macs": [table.macs], "params": [table.params], "both": [table.macs, table.params]}[which]
     least = torch.zeros(table.channels, dtype=torch.bool)
     for group in table.groups:

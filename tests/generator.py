@@ -14,7 +14,7 @@ Block = Callable[["Draw"], nn.Module]
 
 
 class Draw:
-    """What a block may ask: `width`, the channels that come in, and random choices. A block sets the width it leaves."""
+    """What a block may ask: `width`, the channels that come in, and random choices. It sets the width it leaves."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -33,7 +33,9 @@ class Draw:
         parts: list[nn.Module] = [
             nn.Conv2d(i, o, kernel, padding=kernel // 2, bias=self.random.random() < 0.5, **options)
         ]
-        extras = [nn.BatchNorm2d(o)] * (self.random.random() < 0.6) + [self.activation(o)] * (self.random.random() < 0.7)
+        extras = [nn.BatchNorm2d(o)] * (self.random.random() < 0.6) + [self.activation(o)] * (
+            self.random.random() < 0.7
+        )
         self.random.shuffle(extras)
         return nn.Sequential(*parts, *extras)
 
@@ -131,7 +133,9 @@ def inverted_residual(draw: Draw) -> nn.Module:
 def squeeze_excite(draw: Draw) -> nn.Module:
     inner = draw.new_width()
     if draw.random.random() < 0.5:
-        gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(draw.width, inner, 1), nn.ReLU(), nn.Conv2d(inner, draw.width, 1))
+        gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(draw.width, inner, 1), nn.ReLU(), nn.Conv2d(inner, draw.width, 1)
+        )
         return Net(lambda net, x: x * net.gate(x).sigmoid(), gate=gate)
     gate = nn.Sequential(nn.Linear(draw.width, inner), nn.ReLU(), nn.Linear(inner, draw.width))
     return Net(lambda net, x: x * net.gate(x.mean((2, 3))).sigmoid().view(*x.shape[:2], 1, 1), gate=gate)
@@ -154,7 +158,9 @@ def shared(draw: Draw) -> nn.Module:
 def tied(draw: Draw) -> nn.Module:
     """Two convolutions of one weight on two paths."""
     i, draw.width = draw.width, draw.new_width()
-    net = Net(lambda net, x: net.a(x).relu() - net.b(x.tanh()), a=nn.Conv2d(i, draw.width, 1), b=nn.Conv2d(i, draw.width, 1))
+    net = Net(
+        lambda net, x: net.a(x).relu() - net.b(x.tanh()), a=nn.Conv2d(i, draw.width, 1), b=nn.Conv2d(i, draw.width, 1)
+    )
     net.b.weight = net.a.weight
     return net
 
@@ -250,8 +256,8 @@ def upsampled(draw: Draw) -> nn.Module:
 
 BLOCKS: tuple[Block, ...] = (
     plain, plain, residual, residual, bottleneck, dense, dense, inception, grouped, grouped, depthwise, depthwise,
-    inverted_residual, squeeze_excite, shared, tied, padded_shortcut, shuffled, split, between, between, between, scaled,
-    pooled, normalised, channel_attention, upsampled,
+    inverted_residual, squeeze_excite, shared, tied, padded_shortcut, shuffled, split, between, between, between,
+    scaled, pooled, normalised, channel_attention, upsampled,
 )  # fmt: skip
 
 
@@ -264,7 +270,9 @@ def tail(draw: Draw) -> nn.Module:
     flat = 4 * draw.width
     heads: tuple[Callable[[], nn.Module], ...] = (
         lambda: nn.Sequential(pool, nn.Flatten(), nn.Linear(flat, 5)),
-        lambda: nn.Sequential(pool, nn.Flatten(), nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 5)),
+        lambda: nn.Sequential(
+            pool, nn.Flatten(), nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 5)
+        ),
         lambda: Net(lambda net, x: net.fc(x.mean((2, 3))), fc=nn.Linear(draw.width, 5)),
         lambda: Net(lambda net, x: net.fc(F.adaptive_avg_pool2d(x, 2).view(-1, flat)), fc=nn.Linear(flat, 5)),
         lambda: Net(lambda net, x: net.fc(x.flatten(2).transpose(1, 2)).amax(1), fc=nn.Linear(draw.width, 5)),
@@ -282,7 +290,12 @@ def network(seed: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Sequentia
     model = nn.Sequential(plain(draw), *(block(draw) for block in chosen), plain(draw), tail(draw)).to(dtype).eval()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for tensor, low in ((module.running_mean, -1.0), (module.running_var, 0.5), (module.weight, 0.5), (module.bias, -1.0)):
+            for tensor, low in (
+                (module.running_mean, -1.0),
+                (module.running_var, 0.5),
+                (module.weight, 0.5),
+                (module.bias, -1.0),
+            ):
                 nn.init.uniform_(tensor, low, 1.5)
     return model, [block.__name__ for block in chosen]
 

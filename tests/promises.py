@@ -27,8 +27,7 @@ class Gated(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         dtype = next(self.model.parameters()).dtype
-        weights = self.readers.gated(self.model, self.keep.to(dtype))
-        return torch.func.functional_call(self.model, weights, args, kwargs, tie_weights=False)
+        return gates.gated_forward(self.model, self.readers, self.keep.to(dtype), *args, **kwargs)
 
 
 def random_keep(table: ChannelTable, density: float, generator: torch.Generator) -> Tensor:
@@ -65,20 +64,23 @@ def call(model: Callable[..., Any], arguments: Arguments, seed: int = 0) -> Any:
 
 
 def measured(model: nn.Module, arguments: Arguments) -> tuple[int, int]:
-    """(multiply-adds, parameters) by PyTorch's own counter, which does not see into fused attention."""
-    with slow_attention(), FlopCounterMode(display=False) as counter:
+    """(multiply-adds, parameters) by PyTorch's own counter."""
+    with only_plain_operators(), FlopCounterMode(display=False) as counter:
         call(model, arguments)
     return counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters())
 
 
 @contextmanager
-def slow_attention() -> Iterator[None]:
+def only_plain_operators() -> Iterator[None]:
+    """PyTorch's counter does not see into fused attention and fused recurrent layers: leave these off."""
     before = torch.backends.mha.get_fastpath_enabled()
+    fused = torch.backends.mkldnn.set_flags(_enabled=False)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mkldnn.set_flags(_enabled=fused[0])
 
 
 def predicted(table: ChannelTable, keep: Tensor) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import hfp
 import models
 import train
 from hfp import checkpoint, compact
-from hfp.run import RunFolder
+from hfp.experiment.run import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ["--target-macs", "0.4", "--target-params", "0.3", "--round-to", "2", "--control"]

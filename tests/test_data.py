@@ -11,8 +11,8 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 
-from hfp import data
-from hfp.images import FolderImages, MemoryImages
+from hfp.experiment import data
+from hfp.experiment.images import FolderImages, MemoryImages
 
 # Python 3.12 warns of every fork of a process that has threads; torch's loader forks its workers.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from hfp.images import decode, draw_moves, mixed_seed, shift_and_mirror
+from hfp.experiment.images import decode, draw_moves, mixed_seed, shift_and_mirror
 
 
 def test_shift_and_mirror_is_pad_crop_and_flip() -> None:

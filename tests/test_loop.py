@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfp import loop
+from hfp.experiment import loop
 
 
 def batches(*sizes: int) -> list[tuple[Tensor, Tensor]]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu as relu_by_value
 
 import models
-from hfp import inputs
-from hfp import trace
+from hfp import inputs, trace
 from hfp.channels import ChannelTable
 from hfp.ptflops_count import FUNCTIONS
 from hfp.surgery import compact

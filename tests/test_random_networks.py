@@ -1,4 +1,4 @@
-"""Promise 5: no network is ever cut wrongly in silence. `benchmarks/random_networks.py` does the same by the thousand."""
+"""Promise 5: no network is ever cut wrongly in silence; `benchmarks/random_networks.py` tries thousands."""
 
 from __future__ import annotations
 

@@ -91,7 +91,9 @@ def test_trace_and_compact_leave_the_model_as_it_was(specimen: Specimen) -> None
 def test_every_layer_is_in_a_group_or_pinned_with_a_reason(specimen: Specimen) -> None:
     """Nothing is left out in silence."""
     model, table = traced(specimen)
-    listed = {(row.tensor, row.dim) for row in table.pinned} | {place for group in table.groups for place in group.members}
+    listed = {(row.tensor, row.dim) for row in table.pinned} | {
+        place for group in table.groups for place in group.members
+    }
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)) and f"{name}.weight" in table.axes and len(module.weight) > 1:
             assert (f"{name}.weight", 0) in listed

@@ -17,8 +17,9 @@ import hfp
 import models
 import train
 from benchmarks import kill_resume
-from hfp import checkpoint, loop, surgery
-from hfp.run import PHASES, RunFolder
+from hfp import checkpoint, surgery
+from hfp.experiment import loop
+from hfp.experiment.run import PHASES, RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--target-macs", "0.4", "--dense-epochs", "2", "--prune-epochs", "2", "--finetune-epochs", "2"]
@@ -73,7 +74,7 @@ def test_the_result_says_what_was_reached(finished: tuple[Path, str]) -> None:
 def test_the_figures_are_those_of_the_file(finished: tuple[Path, str]) -> None:
     result = json.loads((finished[0] / "result.json").read_text())
     small = hfp.load(finished[0] / "small.safetensors", models.build("lenet5"))
-    accuracy, _ = loop.evaluate(small, hfp.data.load("digits").test.batches(100))
+    accuracy, _ = loop.evaluate(small, hfp.experiment.data.load("digits").test.batches(100))
     assert accuracy == result["finetuned"]["accuracy"]
     assert sum(parameter.numel() for parameter in small.parameters()) == result["finetuned"]["params"]
 

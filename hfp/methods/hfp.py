@@ -17,8 +17,8 @@ what removing the channel costs (Molchanov et al., arXiv 1906.10771). Gates rest
 
 the loss that a channel saves per unit of complexity: a fair currency for one threshold over all layers. Steps are
 divided by dC / d phi, so that the gate of a cheap channel gets there as fast as that of a costly one. Closed gates keep
-their value; gates start at 0. No strength has to be set: only the order of the gates matters, and the threshold follows a
-falling budget. Both pulls grow linearly with the scale of the loss, so a gradient scaler changes nothing.
+their value; gates start at 0. No strength has to be set: only the order of the gates matters, and the threshold
+follows a falling budget. Both pulls grow linearly with the scale of the loss, so a gradient scaler changes nothing.
 """
 
 from __future__ import annotations
@@ -34,38 +34,48 @@ WARM_UP = 0.1  # share of the schedule in which gates are trained and nothing is
 
 class _TaskGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, keep: Tensor) -> Tensor:
-        ctx.save_for_backward(keep)
+    def forward(ctx: Any, gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
+        ctx.save_for_backward(keep, price)
         return keep.to(gates.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        keep, price = ctx.saved_tensors
         square = grads[0].double().square() * keep
-        typical = (square.sum() / keep.sum()).sqrt()
-        return (-square / typical.clamp_min(torch.finfo(torch.double).tiny)).to(grads[0].dtype), None
+        typical = (square.sum() / keep.sum()).sqrt().clamp_min(torch.finfo(torch.double).tiny)
+        return -_per_price(square / typical, price / price[keep].mean()).to(grads[0].dtype), None, None
 
 
 class _CostGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, keep: Tensor) -> Tensor:
-        ctx.save_for_backward(gates, keep)
+    def forward(ctx: Any, gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
+        ctx.save_for_backward(gates, keep, price)
         return keep.to(torch.double)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        gates, keep = ctx.saved_tensors
-        return (grads[0] * keep).to(gates.dtype) * gates, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        gates, keep, price = ctx.saved_tensors
+        return _per_price(grads[0] * keep, price).to(gates.dtype) * gates, None, None
 
 
-def task_gate(gates: Tensor, keep: Tensor) -> Tensor:
-    """(channels,) phi as the network sees it: 0 or 1; backward, minus the square of the gradient, over its root mean square."""
-    return _TaskGate.apply(gates, keep)
+def _per_price(pull: Tensor, price: Tensor) -> Tensor:
+    """pull / price; 0 for what costs nothing, and for everything once the budget is met."""
+    return torch.where(price > 0, pull / price, 0.0)
 
 
-def cost_gate(gates: Tensor, keep: Tensor) -> Tensor:
-    """(channels,) phi as the complexity loss sees it: 0 or 1; backward, the gradient times the gate."""
-    return _CostGate.apply(gates, keep)
+def task_gate(gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
+    """(channels,) phi as the network sees it: 0 or 1. `price`: dC / d phi of every channel.
+
+    Backward: minus the square of the gradient, over its root mean square (so that it grows as the loss does) and the
+    price, relative to its mean.
+    """
+    return _TaskGate.apply(gates, keep, price)
+
+
+def cost_gate(gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
+    """(channels,) phi as the complexity loss sees it: 0 or 1; backward, the gradient, over the price, times the
+    gate."""
+    return _CostGate.apply(gates, keep, price)
 
 
 def budget_progress(progress: float) -> float:

@@ -7,12 +7,12 @@ indices of a pooling; batch statistics and the like carry no labels). An operato
 A rule may suppose that sizes in the model's code follow the channels: `hfp.trial` cuts the network and looks.
 """
 
+from hfp.rules.call import Call, Rule, unknown
 from hfp.rules.mixers import MIXERS
 from hfp.rules.movers import MOVERS
 from hfp.rules.norms import NORMS
 from hfp.rules.pointwise import POINTWISE
 from hfp.rules.reducers import REDUCERS
-from hfp.rules.call import Call, Rule, unknown
 
 RULES: dict[str, Rule] = {**MIXERS, **MOVERS, **NORMS, **POINTWISE, **REDUCERS}
 

@@ -51,4 +51,6 @@ def unknown(ledger: Ledger, call: Call) -> Planes:
     for tensor in call.tensors():
         for plane in call.planes_of(tensor):
             ledger.pin(plane, "is touched by an operator without a rule", call.place)
+            if call.name_of(tensor) is not None and tensor.dim() > 1:
+                ledger.produced.append(plane.flatten())  # a weight: so that the report names its layer
     return ()

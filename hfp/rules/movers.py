@@ -36,6 +36,16 @@ def squeeze(ledger: Ledger, call: Call) -> Planes:
     return whole(ledger, call)
 
 
+def roll(ledger: Ledger, call: Call) -> Planes:
+    """`(input, shifts, dims)`: a shift by a number of channels means others once some are gone."""
+    dims = call.argument(2, "dims", ()) or range(call.out.dim())
+    axes = {axis % max(call.out.dim(), 1) for axis in dims}
+    for plane in call.planes_of(call.args[0]):
+        if varying(plane) & axes:
+            ledger.pin(plane, "is rolled along the channels", call.place)
+    return whole(ledger, call)
+
+
 def view(ledger: Ledger, call: Call) -> Planes:
     """A view may merge a labelled axis with others. Where it splits one, the parts are cut alike, slot by slot."""
     source, planes = call.args[0], []
@@ -53,12 +63,14 @@ def view(ledger: Ledger, call: Call) -> Planes:
 
 
 def split(ledger: Ledger, call: Call) -> list[Planes]:
-    """Parts of equal length are cut alike, slot by slot."""
+    """Parts of equal length are cut alike, slot by slot; unequal ones stay whole."""
     parts: list[Planes] = [() for _ in call.out]
     for plane in call.planes_of(call.args[0]):
         moved = _replay(call, plane)
-        for part in moved[1:]:
-            if part.shape == moved[0].shape:
+        if len({tuple(part.shape) for part in moved}) > 1:
+            ledger.pin(plane, "is split into unequal parts", call.place)
+        elif any(not torch.equal(moved[0], part) for part in moved):  # the split is along the channels
+            for part in moved[1:]:
                 ledger.tie(moved[0], part, call.place)
         parts = [(*before, part) for before, part in zip(parts, moved, strict=True)]
     return parts
@@ -67,19 +79,32 @@ def split(ledger: Ledger, call: Call) -> list[Planes]:
 def slice_(ledger: Ledger, call: Call) -> Planes:
     """`(input, dim, start, end, step)`: a slice that is one of several equal parts is cut like the others."""
     source, planes = call.args[0], []
-    axis = call.argument(1, "dim", 0) % source.dim()
-    length = call.out.shape[axis]
+    axis, size = call.argument(1, "dim", 0) % source.dim(), source.shape[call.argument(1, "dim", 0)]
+    length, start = call.out.shape[axis], call.argument(2, "start", 0) or 0
+    part = call.argument(4, "step", 1) == 1 and length > 1 and size % length == 0 and start % length == 0
     for plane in call.planes_of(source):
-        (moved,) = _replay(call, plane)
-        if axis in varying(plane) and 1 < length < source.shape[axis] and source.shape[axis] % length == 0:
-            ids = ledger.vector(plane, axis, call.place).reshape(-1, length)
-            ledger.tie(ids[:1], ids, call.place)
-        planes.append(moved)
+        if axis in varying(plane) and length < size:
+            if part:
+                ids = ledger.vector(plane, axis, call.place).reshape(-1, length)
+                ledger.tie(ids[:1], ids, call.place)
+            else:
+                ledger.pin(plane, "is cut at fixed positions", call.place)
+        planes += _replay(call, plane)
     return tuple(planes)
 
 
+def select(ledger: Ledger, call: Call) -> Planes:
+    """`(input, dim, index)`: one channel, picked by its position, pins them all."""
+    axis = call.argument(1, "dim", 0) % call.args[0].dim()
+    for plane in call.planes_of(call.args[0]):
+        if axis in varying(plane):
+            ledger.pin(plane, "is cut at fixed positions", call.place)
+    return whole(ledger, call)
+
+
 def pad(ledger: Ledger, call: Call) -> Planes:
-    """Padding a labelled axis adds elements that belong to no channel; padding any other axis adds to every channel alike."""
+    """Padding a labelled axis adds elements that belong to no channel; padding any other axis adds to every channel
+    alike."""
     source, widths = call.args[0], call.args[1]
     axis_of = [source.dim() - 1 - i // 2 for i in range(len(widths))]
     planes = []
@@ -100,7 +125,9 @@ def cat(ledger: Ledger, call: Call) -> Planes:
         if all(vector is None for vector in ids):
             continue
         if other == axis:
-            joined = [torch.full((t.shape[axis],), FIXED) if v is None else v for t, v in zip(tensors, ids, strict=True)]
+            joined = [
+                torch.full((t.shape[axis],), FIXED) if v is None else v for t, v in zip(tensors, ids, strict=True)
+            ]
             planes.append(along(torch.cat(joined), axis, call.out.dim()))
         else:
             planes += _tied(ledger, call, ids, other)
@@ -141,7 +168,8 @@ def expand(ledger: Ledger, call: Call) -> Planes:
 
 
 def pixel_shuffle(ledger: Ledger, call: Call) -> Planes:
-    """`(input, r)`: channels (C * r * r, H, W) to (C, H * r, W * r); the r * r that make one channel are one channel."""
+    """`(input, r)`: channels (C * r * r, H, W) to (C, H * r, W * r); the r * r that make one channel are one
+    channel."""
     source, factor = call.args[0], call.args[1]
     axis = source.dim() - 3
     planes = []
@@ -155,21 +183,21 @@ def pixel_shuffle(ledger: Ledger, call: Call) -> Planes:
     return tuple(planes)
 
 
-_WHOLE = "t transpose permute movedim unsqueeze flip repeat roll alias numpy_T mT adjoint swapaxes select narrow"
+_WHOLE = "t transpose permute movedim unsqueeze flip repeat alias numpy_T mT adjoint swapaxes"
 _VIEWS = "view _unsafe_view reshape _reshape_alias"
 _SPLITS = "split split_with_sizes unsafe_split chunk unbind"
 
-MOVERS: dict[str, Rule] = (
-    dict.fromkeys(_WHOLE.split(), whole)
-    | dict.fromkeys(_VIEWS.split(), view)
-    | dict.fromkeys(_SPLITS.split(), split)
-    | {
-        "squeeze": squeeze,
-        "slice": slice_,
-        "constant_pad_nd": pad,
-        "cat": cat,
-        "stack": stack,
-        "expand": expand,
-        "pixel_shuffle": pixel_shuffle,
-    }
-)
+MOVERS: dict[str, Rule] = {
+    **dict.fromkeys(_WHOLE.split(), whole),
+    **dict.fromkeys(_VIEWS.split(), view),
+    **dict.fromkeys(_SPLITS.split(), split),
+    "squeeze": squeeze,
+    "roll": roll,
+    "select": select,
+    "slice": slice_,
+    "constant_pad_nd": pad,
+    "cat": cat,
+    "stack": stack,
+    "expand": expand,
+    "pixel_shuffle": pixel_shuffle,
+}

@@ -22,7 +22,9 @@ def batch_norm(ledger: Ledger, call: Call) -> Planes:
         elif plane is not None and vector.numel() > 1:
             ledger.pin(plane, "is normalised by a tensor of its own, fixed size", call.place)
     if plane is not None and isinstance(call.module, _NormBase) and call.module.weight is None:
-        ids = ledger.vector(plane, 1, call.place)  # an instance norm without tensors still says how many channels it takes
+        ids = ledger.vector(
+            plane, 1, call.place
+        )  # an instance norm without tensors still says how many channels it takes
         ledger.attributes[call.place.module, "num_features"] = ids[: call.module.num_features]
     return call.planes_of(source)
 

@@ -27,7 +27,8 @@ def pointwise(ledger: Ledger, call: Call) -> Planes:
 
 
 def _meets_unlabelled(ledger: Ledger, call: Call, plane: Tensor, operands: list[Tensor]) -> bool:
-    """Whether an operand has an unlabelled extent of its own along the plane: it would not follow, so the plane is pinned."""
+    """Whether an operand has an unlabelled extent of its own along the plane: it would not follow, so the plane is
+    pinned."""
     axes = varying(plane)
     for tensor in operands:
         lead = plane.dim() - tensor.dim()
@@ -39,7 +40,8 @@ def _meets_unlabelled(ledger: Ledger, call: Call, plane: Tensor, operands: list[
 
 
 def factory(ledger: Ledger, call: Call) -> Planes:
-    """`x.new_zeros(shape)`: where the shape agrees with that of `x`, it is taken to come from it (the trial will tell)."""
+    """`x.new_zeros(shape)`: where the shape agrees with that of `x`, it is taken to come from it (the trial will
+    tell)."""
     source = call.args[0] if call.args and isinstance(call.args[0], Tensor) else None
     if source is None or source.dim() != call.out.dim():
         return ()
@@ -49,15 +51,15 @@ def factory(ledger: Ledger, call: Call) -> Planes:
 
 NAMES = """
 abs acos acosh add addcdiv addcmul alias_copy angle asin asinh atan atan2 atanh bernoulli bitwise_and bitwise_not
-bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clip clone contiguous copy copysign cos cosh deg2rad detach
-digamma div dropout elu empty_like eq erf erfc erfinv exp exp2 expm1 exponential fill floor floor_divide fmax fmin fmod
-frac full_like gcd ge gelu gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot isfinite isinf isnan
-le leaky_relu lerp lgamma lift lift_fresh log log10 log1p log2 log_sigmoid_forward logaddexp logaddexp2 logical_and
-logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num native_dropout ne neg
-nextafter normal normal_functional ones_like polar positive pow prelu _prelu_kernel rad2deg rand_like randn_like
-reciprocal relu relu6 remainder round rrelu rrelu_with_noise rsqrt rsub selu sgn sigmoid sign signbit silu sin sinc
-sinh softplus softshrink special_expit sqrt square sub tan tanh threshold _to_copy to trunc uniform where xlogy
-zero zeros_like resolve_conj resolve_neg real conj
+bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clip clone contiguous copy copysign cos cosh deg2rad
+detach digamma div dropout elu empty_like eq erf erfc erfinv exp exp2 expm1 exponential fill floor floor_divide fmax
+fmin fmod frac full_like gcd ge gelu gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot isfinite isinf
+isnan le leaky_relu lerp lgamma lift lift_fresh log log10 log1p log2 log_sigmoid_forward logaddexp logaddexp2
+logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num
+native_dropout ne neg nextafter normal normal_functional ones_like polar positive pow prelu _prelu_kernel rad2deg
+rand_like randn_like reciprocal relu relu6 remainder round rrelu rrelu_with_noise rsqrt rsub selu sgn sigmoid sign
+signbit silu sin sinc sinh softplus softshrink special_expit sqrt square sub tan tanh threshold _to_copy to trunc
+uniform where xlogy zero zeros_like resolve_conj resolve_neg real conj
 """.split()
 
 FACTORIES = """
@@ -65,4 +67,4 @@ arange empty eye full linspace new_empty new_empty_strided new_full new_ones new
 randperm scalar_tensor tril_indices triu_indices zeros empty_strided
 """.split()
 
-POINTWISE: dict[str, Rule] = {name: pointwise for name in NAMES} | {name: factory for name in FACTORIES}
+POINTWISE: dict[str, Rule] = {**dict.fromkeys(NAMES, pointwise), **dict.fromkeys(FACTORIES, factory)}

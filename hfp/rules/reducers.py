@@ -11,7 +11,8 @@ from hfp.rules.call import Call, Rule
 
 
 def along(axes_of: Callable[[Call], tuple[set[int], bool]]) -> Rule:
-    """A rule for operators that mix elements along `axes_of(call)[0]`; `axes_of(call)[1]` tells whether these axes remain."""
+    """A rule for operators that mix elements along `axes_of(call)[0]`; `axes_of(call)[1]` tells whether these axes
+    remain."""
 
     def rule(ledger: Ledger, call: Call) -> Planes:
         source = call.args[0]
@@ -50,11 +51,16 @@ def _one(call: Call) -> tuple[set[int], bool]:
     return {call.argument(1, "dim", -1)}, True
 
 
-_REDUCTIONS = """all amax amin any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean median min nansum
-norm prod std sum var""".split()
-_ALONG_ONE = "_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod sort".split()
+_REDUCTIONS = """
+all amax amin any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean median min nansum norm prod std
+sum var
+""".split()
+_ALONG_ONE = """
+_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod sort
+""".split()
 _POOLS = {
-    1: "avg_pool1d max_pool1d adaptive_avg_pool1d upsample_linear1d upsample_nearest1d reflection_pad1d replication_pad1d",
+    1: """avg_pool1d max_pool1d adaptive_avg_pool1d upsample_linear1d upsample_nearest1d reflection_pad1d
+    replication_pad1d""",
     2: """avg_pool2d max_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d
     upsample_bilinear2d upsample_nearest2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
     _upsample_nearest_exact2d reflection_pad2d replication_pad2d""",
@@ -62,8 +68,8 @@ _POOLS = {
     upsample_trilinear3d upsample_nearest3d reflection_pad3d replication_pad3d""",
 }
 
-REDUCERS: dict[str, Rule] = (
-    {name: along(_reduced) for name in _REDUCTIONS}
-    | {name: along(_one) for name in _ALONG_ONE}
-    | {name: along(_spatial(rank)) for rank, names in _POOLS.items() for name in names.split()}
-)
+REDUCERS: dict[str, Rule] = {
+    **dict.fromkeys(_REDUCTIONS, along(_reduced)),
+    **dict.fromkeys(_ALONG_ONE, along(_one)),
+    **{name: along(_spatial(rank)) for rank, names in _POOLS.items() for name in names.split()},
+}

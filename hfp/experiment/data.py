@@ -1,6 +1,6 @@
 """Image data sets by name, as batches that are ready for the network.
 
->>> from hfp import data
+>>> from hfp.experiment import data
 >>> digits = data.load("digits")
 >>> digits.input_size, len(digits.train), len(digits.validation), len(digits.test)
 ((1, 28, 28), 1295, 143, 359)
@@ -27,7 +27,7 @@ import torchvision
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from hfp.images import FolderImages, Images, MemoryImages, Variant, decode, decode_all, generator
+from hfp.experiment.images import FolderImages, Images, MemoryImages, Variant, decode, decode_all, generator
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel, of values in [0, 1]
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from hfp import checkpoint, data
-from hfp.options import amount, flag, fraction, nonnegative, option, parser_for, whole
-from hfp.run import RunFolder
+from hfp import checkpoint
+from hfp.experiment import data
+from hfp.experiment.options import amount, flag, fraction, nonnegative, option, parser_for, whole
+from hfp.experiment.run import RunFolder
 
 USUAL_MODEL = {"digits": "lenet5", "mnist": "lenet5", "fashionmnist": "lenet5", "imagefolder": "resnet18"}
 DESCRIPTION = "Prune a network while it trains: one number in, a smaller dense network out."

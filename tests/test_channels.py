@@ -1,0 +1,109 @@
+"""The channel table of real networks: widths that the papers print, fingerprints, what is ignored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from specimen import Specimen, conv
+from torch import nn
+from traps import TRAPS
+from zoo import ZOO
+
+import models
+from hfp import trace
+from hfp.channels import ChannelTable
+
+
+def widths(table: ChannelTable) -> list[int]:
+    return sorted(group.width for group in table.groups)
+
+
+def test_vgg_has_a_group_for_each_layer() -> None:
+    table = trace(models.build("vgg16_bn"))
+    assert [group.width for group in table.groups][:5] == [64, 64, 128, 128, 256]
+    assert all(("weight" in group.members[0][0]) and group.members[0][1] == 0 for group in table.groups)
+
+
+def test_resnet20_has_one_group_for_each_block_and_those_of_the_residual_stream() -> None:
+    """Inner layers: 3 stages of 3. The stream: 16 channels through all stages, and what padding adds on either side."""
+    table = trace(models.build("resnet20"))
+    assert widths(table) == sorted([16] * 3 + [32] * 3 + [64] * 3 + [16, 8, 8, 16, 16])
+    assert all(row.reason == "is an output of the network" for row in table.pinned)
+
+
+@pytest.mark.parametrize("specimen", [*ZOO.values(), *TRAPS.values()], ids=lambda s: s.name)
+def test_a_table_is_consistent(specimen: Specimen) -> None:
+    try:
+        table = trace(specimen.model(), specimen.inputs())
+    except ValueError:
+        pytest.skip("refused")
+    numbers = torch.cat([group.channels for group in table.groups] or [torch.empty(0, dtype=torch.long)])
+    assert sorted(numbers.tolist()) == list(range(table.channels))
+    for group in table.groups:
+        assert 1 <= group.least <= group.width
+        for (name, dim), size in zip(group.members, group.sizes, strict=True):
+            found = table.axes[name][dim]
+            assert all(int((found == channel).sum()) == size for channel in group.channels.tolist())
+    for name, tensor in {**dict(specimen.model().named_parameters()), **dict(specimen.model().named_buffers())}.items():
+        assert [len(ids) for ids in table.axes[name]] == list(tensor.shape)
+
+
+def test_the_fingerprint_is_that_of_the_architecture() -> None:
+    def table(width: int = 6, bias: bool = True, seed: int = 0, ignore: tuple[str, ...] = ()) -> ChannelTable:
+        torch.manual_seed(seed)
+        model = nn.Sequential(conv(3, width, bias=bias), nn.ReLU(), conv(width, 4))
+        return trace(model, torch.zeros(1, 3, 8, 8), ignore=ignore)
+
+    same = {table().fingerprint(), table(seed=1).fingerprint(), table().fingerprint()}
+    other = {table(width=7).fingerprint(), table(bias=False).fingerprint(), table(ignore=("0",)).fingerprint()}
+    assert len(same) == 1
+    assert len(same | other) == 4
+
+
+CHAIN = nn.Sequential(conv(3, 6), nn.ReLU(), nn.Sequential(conv(6, 7), nn.BatchNorm2d(7)), nn.ReLU(), conv(7, 4))
+
+
+@pytest.mark.parametrize(
+    "ignore, left",
+    [
+        ((), [6, 7]),
+        (("0",), [7]),
+        (("2.0",), [6]),
+        (("2",), [6]),
+        (("2.*",), [6]),
+        ("2.0", [6]),
+        (("*",), []),
+        ((CHAIN[0],), [7]),
+        (CHAIN[2], [6]),
+        (("4",), [6, 7]),
+        (("0", CHAIN[2]), []),
+    ],
+    ids=str,
+)
+def test_ignored_modules_keep_the_channels_that_they_make(ignore: object, left: list[int]) -> None:
+    """Made, not read: the layer before an ignored one can still be pruned."""
+    assert widths(trace(CHAIN, torch.zeros(1, 3, 8, 8), ignore=ignore)) == left  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong, words", [(("3.conv",), "matches no module"), ((nn.ReLU(),), "matches no module"), ((3,), "glob")]
+)
+def test_a_wrong_ignore_is_told_what_there_is(wrong: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        trace(CHAIN, torch.zeros(1, 3, 8, 8), ignore=wrong)  # type: ignore[arg-type]
+
+
+def test_printing_explains_groups_and_pins() -> None:
+    def text(name: str) -> str:
+        return str(trace(ZOO[name].model(), ZOO[name].inputs()))
+
+    assert "combined with a tensor of its own" in text("input_added_to_features")
+    assert "add (joins.py:" in text("input_added_to_features")
+    assert "a, up" in text("squeeze_and_excite") and "down, c" in text("squeeze_and_excite")
+
+
+def test_a_table_does_not_depend_on_the_batch() -> None:
+    prints = {
+        trace(ZOO["flattened"].model(), torch.zeros(b, 3, 8, 8, dtype=torch.float64)).fingerprint() for b in (1, 2, 5)
+    }
+    assert len(prints) == 1

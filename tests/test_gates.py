@@ -1,0 +1,71 @@
+"""Gates sit where channels are read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from promises import Gated, call, relative_difference
+from specimen import Specimen
+from torch import nn
+from zoo import ZOO
+
+from hfp import gates, trace
+
+
+@pytest.mark.parametrize("specimen", ZOO.values(), ids=ZOO.keys())
+def test_open_gates_change_nothing(specimen: Specimen) -> None:
+    """Not a single bit: the weights are multiplied by one."""
+    model, inputs = specimen.model(), specimen.inputs()
+    inputs = (inputs, {}) if isinstance(inputs, tuple) else ((), inputs)
+    table = trace(model, specimen.inputs())
+    gated = Gated(model, table, torch.ones(table.channels, dtype=torch.bool))
+    assert relative_difference(call(model, inputs), call(gated, inputs)) == 0.0
+
+
+def test_gates_are_read_by_every_reader_of_a_channel() -> None:
+    specimen = ZOO["squeeze_and_excite"]
+    model = specimen.model()
+    table = trace(model, specimen.inputs())
+    readers = gates.Readers(model, table)
+    assert {(name, dim) for name, dim, _ in readers.places} == {("down.weight", 1), ("up.weight", 1), ("c.weight", 1)}
+
+
+def test_a_gate_scales_one_column_of_a_weight() -> None:
+    model = ZOO["chain"].model()
+    table = trace(model, ZOO["chain"].inputs())
+    values = torch.rand(6, dtype=torch.float64)
+    weight = gates.Readers(model, table).gated(model, values)["b.weight"]
+    assert torch.equal(weight, model.b.weight * values.reshape(1, 6, 1, 1))
+
+
+def test_a_tied_weight_is_gated_under_all_its_names() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 2)).double()
+    model[3].weight = model[1].weight
+    table = trace(model, torch.zeros(2, 4, dtype=torch.float64))
+    gated = gates.Readers(model, table).gated(model, torch.ones(table.channels, dtype=torch.float64))
+    assert gated["1.weight"] is gated["3.weight"]
+
+
+def test_the_gradient_of_a_gate_is_that_of_its_columns() -> None:
+    model = ZOO["chain"].model()
+    x = ZOO["chain"].inputs()[0]
+    table = trace(model, (x,))
+    values = torch.ones(6, dtype=torch.float64, requires_grad=True)
+    out = gates.gated_forward(model, gates.Readers(model, table), values, x)
+    out.square().mean().backward()
+    for channel in range(6):
+        moved = torch.ones(2, 6, dtype=torch.float64)
+        moved[0, channel] += 1e-6
+        moved[1, channel] -= 1e-6
+        with torch.no_grad():
+            high, low = (gates.gated_forward(model, gates.Readers(model, table), v, x).square().mean() for v in moved)
+        assert float(values.grad[channel]) == pytest.approx(float(high - low) / 2e-6, rel=1e-5)
+
+
+def test_the_model_is_not_touched() -> None:
+    model, x = ZOO["chain"].model(), ZOO["chain"].inputs()[0]
+    table = trace(model, (x,))
+    before = model.b.weight
+    gates.gated_forward(model, gates.Readers(model, table), torch.zeros(6, dtype=torch.float64), x)
+    assert model.b.weight is before and bool(before.any())
+    assert list(gates.Readers(model, table).state_dict()) == []

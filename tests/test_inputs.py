@@ -1,0 +1,101 @@
+"""Example inputs: every form, their description, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hfp.inputs import arguments, describe, rebuild
+
+X, Y = torch.zeros(1, 3, 8, 8), torch.zeros(2, 5, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    "given, args, kwargs",
+    [
+        (X, (X,), {}),
+        ((X, Y), (X, Y), {}),
+        ([X, Y], (X, Y), {}),
+        ({"x": X, "y": Y}, (), {"x": X, "y": Y}),
+        ((X, 3, None, True, "name"), (X, 3, None, True, "name"), {}),
+    ],
+)
+def test_every_form_of_example_inputs(given: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    found = arguments(nn.Identity(), given)
+    assert len(found[0]) == len(args) and all(a is b for a, b in zip(found[0], args, strict=True))
+    assert found[1].keys() == kwargs.keys() and all(found[1][name] is kwargs[name] for name in kwargs)
+
+
+def model(**attributes: Any) -> nn.Module:
+    module = nn.Linear(2, 3).double()
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module
+
+
+@pytest.mark.parametrize("attributes", [{"input_size": (3, 8, 8)}, {"default_cfg": {"input_size": (3, 8, 8)}}])
+def test_a_model_may_tell_its_own_size(attributes: dict[str, Any]) -> None:
+    ((image,), kwargs) = arguments(model(**attributes))
+    assert image.shape == (1, 3, 8, 8) and image.dtype == torch.float64 and not kwargs
+
+
+@pytest.mark.parametrize("attributes", [{}, {"default_cfg": {}}, {"input_size": 28}, {"input_size": None}])
+def test_a_model_that_does_not_tell(attributes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"hfp\.wrap\(model, torch\.zeros"):
+        arguments(model(**attributes))
+
+
+@pytest.mark.parametrize("wrong", ["picture", 3, (), (3,), {}, {"x": 3}])
+def test_inputs_without_a_tensor(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="tensor"):
+        arguments(nn.Identity(), wrong)
+
+
+DESCRIBED = [
+    ((X,), {}),
+    ((), {"x": X, "y": Y}),
+    ((X.to(torch.bfloat16), 3, None), {"flag": True, "name": "a", "scale": 0.5}),
+    ((torch.zeros(()), torch.zeros(0, 3, dtype=torch.bool)), {}),
+]
+
+
+@pytest.mark.parametrize("given", DESCRIBED)
+def test_a_description_is_json_and_gives_the_same_shapes_back(given: Any) -> None:
+    again = rebuild(json.loads(json.dumps(describe(given))))
+    assert describe(again) == describe(given)
+    for a, b in zip((*given[0], *given[1].values()), (*again[0], *again[1].values()), strict=True):
+        if isinstance(a, torch.Tensor):
+            assert (b.shape, b.dtype, b.device.type) == (a.shape, a.dtype, "meta")
+        else:
+            assert a == b
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        [],
+        {},
+        {"args": []},
+        {"args": [], "kwargs": {}, "more": 1},
+        {"args": [3], "kwargs": {}},
+        {"args": [{"shape": [1], "dtype": "nn"}], "kwargs": {}},
+        {"args": [{"shape": [-1], "dtype": "float32"}], "kwargs": {}},
+        {"args": [{"shape": [True], "dtype": "float32"}], "kwargs": {}},
+        {"args": [{"shape": "1", "dtype": "float32"}], "kwargs": {}},
+        {"args": [{"shape": [1], "dtype": "float32", "value": 1}], "kwargs": {}},
+        {"args": [{"shape": [1], "dtype": "__name__"}], "kwargs": {}},
+    ],
+)
+def test_a_file_that_describes_something_else(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="not a description"):
+        rebuild(wrong)
+
+
+def test_an_input_that_no_file_can_describe() -> None:
+    with pytest.raises(ValueError, match="object"):
+        describe(((object(),), {}))

@@ -1,0 +1,169 @@
+"""Compaction: what it keeps besides the function, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from specimen import conv
+from torch import Tensor, nn
+from zoo import ZOO
+
+import models
+from hfp import trace
+from hfp.channels import ChannelTable
+from hfp.surgery import compact, difference
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+def halved(model: nn.Module, inputs: object = X) -> nn.Module:
+    table = trace(model, inputs)
+    return compact(model, table, half(table))
+
+
+def half(table: ChannelTable) -> Tensor:
+    """Every second channel of each group, the first one among them."""
+    keep = torch.zeros(table.channels, dtype=torch.bool)
+    for group in table.groups:
+        keep[group.channels[::2]] = True
+    return keep
+
+
+def test_modules_say_their_new_sizes() -> None:
+    small = halved(
+        nn.Sequential(
+            conv(3, 8),
+            nn.BatchNorm2d(8),
+            nn.PReLU(8),
+            conv(8, 8, groups=8),
+            nn.ConvTranspose2d(8, 6, 2),
+            nn.Flatten(),
+            nn.Linear(6 * 81, 10),
+            nn.BatchNorm1d(10, affine=False),
+            nn.Linear(10, 4),
+        )
+    )
+    convolution, norm, prelu, depthwise, transposed, _, linear, flat_norm, last = small
+    assert (convolution.in_channels, convolution.out_channels) == (3, 4)
+    assert (norm.num_features, prelu.num_parameters, flat_norm.num_features) == (4, 4, 5)
+    assert (depthwise.in_channels, depthwise.out_channels, depthwise.groups) == (4, 4, 4)
+    assert (transposed.in_channels, transposed.out_channels) == (4, 3)
+    assert (linear.in_features, linear.out_features, last.in_features) == (3 * 81, 5, 5)
+
+
+def test_an_embedding_says_its_new_size() -> None:
+    small = halved(nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 4)), torch.zeros(2, 3, dtype=torch.long))
+    assert (small[0].num_embeddings, small[0].embedding_dim) == (10, 4)
+
+
+def test_the_class_is_the_models_own() -> None:
+    model = models.build("resnet20")
+    small = halved(model, None)
+    assert type(small) is type(model) and [type(m) for m in small.modules()] == [type(m) for m in model.modules()]
+
+
+def test_flags_dtype_and_layout_of_tensors_stay() -> None:
+    model = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), conv(8, 4)).to(
+        torch.bfloat16, memory_format=torch.channels_last
+    )
+    model[0].weight.requires_grad_(False)
+    model.train()[1].eval()
+    small = halved(model, X.bfloat16())
+    assert not small[0].weight.requires_grad and small[2].weight.requires_grad
+    assert small[2].weight.is_contiguous(memory_format=torch.channels_last)
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+    assert [m.training for m in small] == [True, False, True]
+    assert all(p.is_leaf and p.grad is None for p in small.parameters())
+
+
+def test_tied_weights_stay_tied() -> None:
+    small = halved(ZOO["tied_weights"].model(), ZOO["tied_weights"].inputs())
+    assert small.a.weight is small.b.weight
+    small = halved(ZOO["module_called_twice"].model(), ZOO["module_called_twice"].inputs())
+    assert small.b.weight.shape[:2] == (3, 3)
+
+
+def test_buffers_stay_persistent_or_not() -> None:
+    specimen = ZOO["buffer_that_no_checkpoint_holds"]
+    small = halved(specimen.model(), specimen.inputs())
+    assert small.shift.shape == (1, 3, 1, 1)
+    assert "shift" not in small.state_dict() and "shift" in dict(small.named_buffers())
+
+
+def test_nothing_is_shared_with_the_dense_model() -> None:
+    """Training the compact network leaves the dense one alone, also where nothing was cut."""
+    model = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), conv(8, 4))
+    small = halved(model)
+    addresses = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
+    assert addresses.isdisjoint(t.data_ptr() for t in (*small.parameters(), *small.buffers()))
+
+
+def test_the_compact_network_trains_and_can_be_cut_again() -> None:
+    small = halved(nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8), conv(8, 4)))
+    small(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert all(p.grad.shape == p.shape for p in small.parameters())
+    assert halved(small)[0].out_channels == 2
+
+
+def test_a_model_that_keeps_an_activation() -> None:
+    """After a training step such a model holds a tensor with a graph, which deepcopy alone refuses."""
+    model = ZOO["chain"].model(torch.float32)
+    model.last = model(X)
+    assert model.last.grad_fn is not None
+    assert halved(model).a.out_channels == 3
+    assert model.last.grad_fn is not None
+
+
+def test_keeping_everything_is_a_copy() -> None:
+    model = ZOO["squeeze_and_excite"].model()
+    table = trace(model, ZOO["squeeze_and_excite"].inputs())
+    same = compact(model, table, torch.ones(table.channels, dtype=torch.bool))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "keep, words",
+    [
+        (torch.ones(5, dtype=torch.bool), "6 channels"),
+        (torch.ones(6), "bool"),
+        (torch.ones(1, 6, dtype=torch.bool), "6 channels"),
+        (torch.zeros(6, dtype=torch.bool), "a.weight"),
+    ],
+)
+def test_a_wrong_keep_vector(keep: Tensor, words: str) -> None:
+    model = ZOO["chain"].model()
+    table = trace(model, ZOO["chain"].inputs())
+    with pytest.raises(ValueError, match=words):
+        compact(model, table, keep)
+
+
+def test_difference_sees_one_wrong_weight() -> None:
+    model = ZOO["chain"].model()
+    inputs = (ZOO["chain"].inputs(), {})
+    other = copy.deepcopy(model)
+    assert difference(model, other, inputs) == 0.0
+    with torch.no_grad():
+        other.a.weight[5, 2, 1, 1] += 0.1
+    assert difference(model, other, inputs) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "a, b, equal",
+    [
+        (lambda x: x.sum(), lambda x: x.sum(), True),
+        (lambda x: {"a": x, "b": [x, None]}, lambda x: {"a": x, "b": [x, None]}, True),
+        (lambda x: {"a": x, "b": [x, x]}, lambda x: {"a": x, "b": [x, x + 1]}, False),
+        (lambda x: x, lambda x: x[:, :2], False),
+        (lambda x: x, lambda x: x * float("nan"), False),
+        (lambda x: x.clamp(0).log(), lambda x: x.clamp(0).log(), True),
+        (lambda x: x * 0, lambda x: x * 0, True),
+        (lambda x: x * 0, lambda x: x * 0 + 1, False),
+        (lambda x: x > 0, lambda x: x > 0, True),
+        (lambda x: x[:, :0], lambda x: x[:, :0], True),
+    ],
+)
+def test_difference_of_outputs_of_any_form(a: object, b: object, equal: bool) -> None:
+    error = difference(a, b, ((X,), {}))  # type: ignore[arg-type]
+    assert (error == 0.0) if equal else (error > 0.1)

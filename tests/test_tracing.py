@@ -1,0 +1,147 @@
+"""What a trace leaves alone, what it says when a model cannot be traced, and that it needs shapes only."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from promises import snapshot
+from specimen import Net, conv
+from torch import Tensor, nn
+from zoo import ZOO
+
+from hfp import trace
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+def chain() -> Net:
+    return ZOO["chain"].model(torch.float32)  # type: ignore[return-value]
+
+
+def test_only_shapes_are_used() -> None:
+    """Inputs and parameters of NaN, and a model that is on the meta device altogether, give the same table."""
+    right = trace(chain(), X).fingerprint()
+    broken = chain()
+    for tensor in broken.parameters():
+        nn.init.constant_(tensor, float("nan"))
+    assert trace(broken, torch.full_like(X, float("nan"))).fingerprint() == right
+    assert trace(chain().to("meta"), X.to("meta")).fingerprint() == right
+
+
+def test_a_model_that_remembers_is_left_as_it_was() -> None:
+    """The forward counts its calls, keeps an activation, changes a list and a buffer: none of it is seen afterwards."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        net.calls += 1
+        net.last = net.a(x)
+        net.total.add_(1)
+        return net.b(net.bn(net.last))
+
+    net = Net(run, a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 4))
+    net.calls, net.last = 0, None
+    net.register_buffer("total", torch.zeros(()))
+    before = snapshot(net)
+    trace(net, X)
+    assert (net.calls, net.last, float(net.total)) == (0, None, 0.0)
+    assert snapshot(net) == before
+
+
+def test_the_old_weight_norm_keeps_its_weight() -> None:
+    with pytest.warns(FutureWarning):
+        net = nn.Sequential(nn.utils.weight_norm(conv(3, 6)), conv(6, 4))
+    trace(net, X)
+    assert not net[0].weight.is_meta
+
+
+def test_modules_in_different_modes_stay_in_them() -> None:
+    net = nn.Sequential(conv(3, 6), nn.BatchNorm2d(6), nn.Dropout(), conv(6, 4)).train()
+    net[1].eval()
+    trace(net, X)
+    assert [module.training for module in net] == [True, False, True, True]
+
+
+def test_gradients_and_hooks_survive() -> None:
+    net, seen = chain(), []
+    net.a.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    net(X).sum().backward()
+    before = net.a.weight.grad.clone()
+    seen.clear()
+    trace(net, X)
+    assert torch.equal(net.a.weight.grad, before)
+    net(X)
+    assert seen[-1] == (1, 6, 8, 8)
+
+
+def test_global_state_is_restored_also_after_an_error() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        raise KeyError("mine")
+
+    net = Net(run, a=conv(3, 6)).train()
+    before = snapshot(net)
+    with pytest.raises(ValueError, match="KeyError"):
+        trace(net, X)
+    assert snapshot(net) == before
+    assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
+
+
+def test_a_network_on_half_precision() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        net = nn.Sequential(conv(3, 6), nn.BatchNorm2d(6), conv(6, 4)).to(dtype)
+        assert trace(net, X.to(dtype)).channels == 6
+
+
+def test_constants_that_are_no_buffers() -> None:
+    net = Net(lambda net, x: net.b(net.a(x) * net.factor + net.row), a=conv(3, 6), b=conv(6, 4))
+    net.factor, net.row = torch.tensor(2.0), torch.linspace(0, 1, 8)
+    assert trace(net, X).channels == 6
+    assert not net.row.is_meta
+
+
+def test_the_training_mode_is_traced_too() -> None:
+    """A head that only training runs is cut along; without the training run its weight would no longer fit."""
+    specimen = ZOO["auxiliary_head"]
+    assert ("aux.weight", 1) in trace(specimen.model(), specimen.inputs()).groups[0].members
+
+
+def test_a_training_mode_that_does_not_run_is_noted() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        if net.training:
+            raise RuntimeError("needs targets in training")
+        return net.b(net.a(x))
+
+    table = trace(Net(run, a=conv(3, 6), b=conv(6, 4)), X)
+    assert table.channels == 6
+    assert any("needs targets in training" in note for note in table.notes)
+
+
+def looks_at_values(net: Net, x: Tensor) -> Tensor:
+    return net.a(x) if float(x.mean()) > 0 else -net.a(x)
+
+
+@pytest.mark.parametrize(
+    "build, inputs, words",
+    [
+        (chain, torch.zeros(1, 4, 8, 8), "(1, 4, 8, 8)"),
+        (chain, (X, X), "(1, 3, 8, 8)"),
+        (chain, "picture", "example_inputs"),
+        (chain, None, "input size"),
+        (lambda: Net(looks_at_values, a=conv(3, 6)), X, "values"),
+        (lambda: torch.jit.script(nn.Sequential(conv(3, 6), conv(6, 4))), X, "TorchScript"),
+        (lambda: nn.Sequential(nn.LazyConv2d(6, 3), conv(6, 4)), X, "azy"),
+        (lambda: nn.LSTM(4, 5), None, "example_inputs"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_traced_is_said_in_the_users_words(build: Any, inputs: Any, words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        trace(build(), inputs)
+    assert words in str(error.value)
+
+
+def test_two_traces_of_one_model_agree_and_can_be_interleaved() -> None:
+    net = chain()
+    tables = [trace(net, X), trace(copy.deepcopy(net), X), trace(net.train(), X)]
+    assert len({table.fingerprint() for table in tables}) == 1

@@ -1,0 +1,288 @@
+"""The public contract: wrap, train, compact, resume."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import torch
+from exactness import check_exact
+from promises import call, measured, relative_difference, snapshot
+from specimen import Specimen
+from torch import Tensor, nn
+from zoo import ZOO
+
+import hfp
+import models
+
+PRUNABLE = [specimen for specimen in ZOO.values() if specimen.groups]
+SMALL = ("chain", "residual", "squeeze_and_excite", "flattened", "auxiliary_head", "keyword_inputs", "dense_block")
+X = torch.randn(2, 3, 8, 8)
+STEPS = 20
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3, stride=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * 9, 10), nn.ReLU(), nn.Linear(10, 4),
+    )  # fmt: skip
+
+
+def train(net: hfp.GatedModel, optimizer: Any, first: int, last: int) -> list[float]:
+    """Steps `first` to `last` on data of their own; the losses."""
+    losses = []
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(step)
+        images, labels = torch.randn(8, 3, 8, 8, generator=generator), torch.randint(0, 4, (8,), generator=generator)
+        loss = nn.functional.cross_entropy(net(images), labels) + net.complexity_loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def wrapped(**options: Any) -> tuple[hfp.GatedModel, torch.optim.Optimizer]:
+    net = hfp.wrap(network().train(), X, **({"target_macs": 0.4, "steps": STEPS} | options))
+    return net, torch.optim.SGD(net.param_groups(lr=0.05, weight_decay=5e-4), momentum=0.9)
+
+
+# ---------------------------------------------------------------------------------------------- promise 1
+
+
+@pytest.mark.parametrize("specimen", PRUNABLE, ids=lambda s: s.name)
+def test_wrap_changes_nothing(specimen: Specimen) -> None:
+    """Promise 1: not the output, nor modes, nor the identity of parameters, nor buffers, nor random numbers."""
+    for training in (False, True):
+        model = specimen.model().train(training)
+        given = specimen.inputs()
+        inputs = ((), given) if isinstance(given, dict) else (given, {})
+        before = snapshot(model)
+        net = hfp.wrap(model, given, target_macs=1.0)
+        assert snapshot(model) == before and net.model is model and net.training == training
+        if not training:
+            assert relative_difference(call(model, inputs), call(net, inputs)) == 0.0
+
+
+# ---------------------------------------------------------------------------------------------- budget and compaction
+
+
+@pytest.mark.parametrize(
+    "targets", [{"target_macs": 0.5}, {"target_params": 0.5}, {"target_macs": 0.6, "target_params": 0.4}]
+)
+@pytest.mark.parametrize("name", SMALL)
+def test_compact_meets_the_budget_without_any_training(name: str, targets: dict[str, float]) -> None:
+    specimen = ZOO[name]
+    model, given = specimen.model(), specimen.inputs()
+    net = hfp.wrap(model, given, **targets)
+    small = net.compact()
+    macs, params = measured(small, ((), given) if isinstance(given, dict) else (given, {}))
+    record = small.hfp_record
+    assert (record.macs, record.params) == (macs, params)
+    assert macs <= targets.get("target_macs", 1) * net.dense_macs
+    assert params <= targets.get("target_params", 1) * net.dense_params
+    check_exact(record.keep, net.table, [(budget.cost, budget.target) for budget in net.budgets])
+
+
+def test_training_follows_the_budget_down_and_the_result_is_what_was_trained() -> None:
+    net, optimizer = wrapped()
+    counts = []
+    for step in range(STEPS):
+        train(net, optimizer, step, step + 1)
+        counts.append(net.macs())
+    assert counts == sorted(counts, reverse=True) and counts[-1] <= 0.4 * net.dense_macs < counts[0]
+    assert net.progress == 1.0
+    keep = net.keep.clone()
+    train(net, optimizer, STEPS, STEPS + 5)
+    assert torch.equal(net.keep, keep)
+    small = net.eval().compact()
+    assert torch.equal(small.hfp_record.keep, keep)
+    assert measured(small, ((X,), {})) == (net.macs(), net.params())
+    assert relative_difference(call(net, ((X,), {})), call(small, ((X,), {}))) < 1e-5
+
+
+def test_live_counts_are_those_of_the_compact_network() -> None:
+    net, optimizer = wrapped(target_macs=None, target_params=0.3)
+    train(net, optimizer, 0, STEPS)
+    small = net.compact()
+    assert (net.macs(), net.params()) == measured(small, ((X,), {}))
+    assert (net.dense_macs, net.dense_params) == measured(network(), ((X,), {}))
+
+
+def test_compact_leaves_the_wrapped_network_as_it_was() -> None:
+    net, optimizer = wrapped()
+    train(net, optimizer, 0, 5)
+    before, state = snapshot(net), copy.deepcopy(net.state_dict())
+    net.compact()
+    assert snapshot(net) == before
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_complexity_loss_is_a_scalar_that_reaches_the_gates_and_ends_at_zero() -> None:
+    net, optimizer = wrapped()
+    loss = net.complexity_loss()
+    assert loss.shape == () and float(loss.detach()) > 0
+    net.eval()
+    progress = net.progress
+    net.complexity_loss()
+    assert net.progress == progress
+    net.train()
+    train(net, optimizer, 0, STEPS)
+    assert float(net.complexity_loss().detach()) == 0.0
+
+
+def test_gates_are_trained_with_settings_of_their_own() -> None:
+    net, _ = wrapped()
+    weights, gates = net.param_groups(lr=0.05, weight_decay=5e-4)
+    assert {id(p) for p in weights["params"]} == {id(p) for p in net.model.parameters()}
+    assert (weights["lr"], weights["weight_decay"], gates["weight_decay"]) == (0.05, 5e-4, 0.0)
+    ours = {id(p) for p in net.parameters()} - {id(p) for p in net.model.parameters()}
+    assert {id(p) for p in gates["params"]} == ours
+
+
+def test_an_epoch_of_no_training_step_prunes_nothing() -> None:
+    net, _ = wrapped()
+    net.eval()
+    for _ in range(2 * STEPS):
+        net.complexity_loss()
+    assert net.macs() == net.dense_macs
+
+
+@pytest.mark.parametrize("round_to", [4, 8])
+def test_widths_are_rounded(round_to: int) -> None:
+    net, optimizer = wrapped(round_to=round_to, target_macs=0.6)
+    train(net, optimizer, 0, STEPS)
+    small = net.compact()
+    dense = [12, 16, 10]
+    widths = [small[0].out_channels, small[3].out_channels, small[6].out_features]
+    assert all(width % round_to == 0 or width == full for width, full in zip(widths, dense, strict=True))
+    assert net.macs() <= 0.6 * net.dense_macs
+
+
+def test_ignored_layers_stay_whole() -> None:
+    net, optimizer = wrapped(ignore=("3",), target_macs=0.6)
+    train(net, optimizer, 0, STEPS)
+    assert net.compact()[3].out_channels == 16
+
+
+# ---------------------------------------------------------------------------------------------- promises 7 and 8
+
+
+def test_a_resumed_run_is_the_uninterrupted_one() -> None:
+    """Promise 7: same losses, same gates, same live channels, wherever it was cut off."""
+    whole, optimizer = wrapped()
+    losses = train(whole, optimizer, 0, STEPS + 3)
+    for stop in (1, 7, STEPS, STEPS + 1):
+        first, optimizer = wrapped()
+        before = train(first, optimizer, 0, stop)
+        saved, saved_optimizer = copy.deepcopy(first.state_dict()), copy.deepcopy(optimizer.state_dict())
+        second, optimizer = wrapped()
+        second.load_state_dict(saved)
+        optimizer.load_state_dict(saved_optimizer)
+        assert before + train(second, optimizer, stop, STEPS + 3) == losses
+        assert all(torch.equal(value, second.state_dict()[name]) for name, value in whole.state_dict().items())
+        assert torch.equal(whole.compact().hfp_record.keep, second.compact().hfp_record.keep)
+
+
+def test_a_state_may_be_loaded_into_a_network_that_has_run() -> None:
+    """Nothing that was reckoned from the old gates is left over."""
+    first, optimizer = wrapped()
+    train(first, optimizer, 0, 12)
+    second, _ = wrapped()
+    second(X), second.complexity_loss()
+    second.load_state_dict(first.state_dict())
+    gradients = []
+    for net in (first, second):
+        net.zero_grad()
+        (net(X).square().mean() + net.complexity_loss()).backward()
+        gradients.append(net.gates.grad)
+    assert torch.equal(*gradients)
+
+
+def test_same_seed_same_result() -> None:
+    """Promise 8."""
+    runs = []
+    for _ in range(2):
+        net, optimizer = wrapped()
+        runs.append((train(net, optimizer, 0, STEPS), net.keep.tolist()))
+    assert runs[0] == runs[1]
+
+
+def test_a_state_holds_tensors_only() -> None:
+    net, _ = wrapped()
+    assert all(isinstance(value, Tensor) for value in net.state_dict().values())
+
+
+def test_a_copy_trains_like_the_original() -> None:
+    net, optimizer = wrapped()
+    train(net, optimizer, 0, 3)
+    twin = copy.deepcopy(net)
+    twin_optimizer = torch.optim.SGD(twin.param_groups(lr=0.05, weight_decay=5e-4), momentum=0.9)
+    twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert train(net, optimizer, 3, STEPS) == train(twin, twin_optimizer, 3, STEPS)
+    assert torch.equal(net.keep, twin.keep)
+
+
+def test_gradients_may_be_accumulated_and_scaled() -> None:
+    """Two forwards in one step, and a loss scale, as mixed precision uses it."""
+    net, optimizer = wrapped()
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        for _ in range(2):
+            (512 * (net(X).square().mean() + net.complexity_loss() / 2)).backward()
+        for parameter in net.parameters():
+            parameter.grad /= 512
+        optimizer.step()
+    assert net.compact().hfp_record.macs <= 0.4 * net.dense_macs
+
+
+# ---------------------------------------------------------------------------------------------- models of all kinds
+
+
+def test_a_model_that_tells_its_own_size() -> None:
+    net = hfp.wrap(models.build("lenet5"), target_macs=0.5)
+    assert net.compact().hfp_record.macs <= 0.5 * net.dense_macs
+
+
+def test_targets_as_counts() -> None:
+    net = hfp.wrap(network(), X, target_macs=30_000, target_params=1_000)
+    record = net.compact().hfp_record
+    assert record.macs <= 30_000 and record.params <= 1_000
+
+
+@pytest.mark.parametrize(
+    "call_, words",
+    [
+        (lambda: hfp.wrap(network(), X), "target_macs=0.4"),
+        (lambda: hfp.wrap(network(), X, target_macs=0.0), "target_macs=0.0"),
+        (lambda: hfp.wrap(network(), X, target_macs=40), "smallest reachable"),
+        (lambda: hfp.wrap(network(), X, target_macs=10**12), "above the"),
+        (lambda: hfp.wrap(network(), target_macs=0.5), "input size"),
+        (lambda: hfp.wrap(network(), torch.zeros(1, 4, 8, 8), target_macs=0.5), "(1, 4, 8, 8)"),
+        (lambda: hfp.wrap(network(), X, target_macs=0.5, steps=0), "steps=0"),
+        (lambda: hfp.wrap(network(), X, target_macs=0.5, round_to=0), "round_to=0"),
+        (lambda: hfp.wrap(network(), X, target_macs=0.5, counter="flops"), "flops"),
+        (lambda: hfp.wrap(network(), X, target_macs=0.5, method="magic"), "magic"),
+        (lambda: hfp.wrap(network(), X, target_macs=0.5, ignore=("conv9",)), "conv9"),
+        (lambda: hfp.wrap(nn.Conv2d(3, 4, 3), X, target_macs=0.5), "no channel"),
+        (lambda: hfp.wrap(nn.ReLU(), X, target_macs=0.5), "no parameters"),
+        (lambda: hfp.wrap(network().requires_grad_(False), X, target_macs=0.5), "frozen"),
+        (lambda: hfp.wrap(hfp.wrap(network(), X, target_macs=0.5), X, target_macs=0.5), "already"),
+        (lambda: hfp.wrap("resnet50", X, target_macs=0.5), "nn.Module"),
+    ],
+)
+def test_wrong_calls_are_told_the_right_one(call_: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call_()
+
+
+def test_gates_that_are_not_finite_are_reported() -> None:
+    net, optimizer = wrapped()
+    train(net, optimizer, 0, 2)
+    with torch.no_grad():
+        net.gates.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        net.compact()
