@@ -17,6 +17,9 @@ Target = float | int
 def absolute(target: Target, name: str, dense: int, least: int) -> int:
     """The absolute count that a target asks for: a float in (0, 1] is a share of the dense model, an int a count.
 
+    `name`: what the user calls the target, for messages. `dense`, `least`: the largest and smallest count there can be.
+    ValueError for a target that is none, or out of reach.
+
     >>> absolute(0.4, "target_macs", dense=1000, least=10)
     400
     >>> absolute(123, "target_macs", dense=1000, least=10)
@@ -30,13 +33,17 @@ def absolute(target: Target, name: str, dense: int, least: int) -> int:
         raise ValueError(
             f"{name}={target!r}: a share of the dense model lies above 0 and at most at 1, such as {name}=0.4"
         )
+    if target <= 0:
+        raise ValueError(f"{name}={target!r}: a count is a whole number from {least:,} on (a share: {name}=0.4)")
     count = math.floor(Fraction(str(target)) * dense) if isinstance(target, float) else target  # 0.29 of 100 is 29
     if count > dense:
-        raise ValueError(f"{name}={target:,} is above the {dense:,} of the dense model; nothing would be pruned")
+        raise ValueError(f"{name}={target!r} is above the {dense:,} of the dense model; nothing would be pruned")
     if count < least:
+        whole = f" (a whole number is a count; the whole network is {name}=1.0)" if count == target == 1 else ""
         raise ValueError(
-            f"{name}={target!r} asks for {max(count, 0):,}, but with one channel in every group this network still has "
-            f"{least:,} ({least / dense:.4f} of the dense {dense:,}); the smallest reachable target is {name}={least}"
+            f"{name}={target!r} asks for {count:,}{whole}, but cut as far as it goes this network still has {least:,} "
+            f"({least / dense:.4f} of the dense {dense:,}); the smallest reachable target is {name}={least}. "
+            "print(hfp.trace(model, example_inputs)) shows what stays whole, and why"
         )
     return count
 
@@ -58,6 +65,5 @@ class Budget:
         return self.target + math.floor((self.dense - self.target) * (1.0 - min(max(progress, 0.0), 1.0)) ** 3)
 
     def gap(self, gates: Tensor) -> Tensor:
-        """How far the live count is above the target, relative to the dense one; linear, so that it pulls until it is
-        met."""
+        """How far the live count is above the target, relative to dense; linear, so it pulls until it is met."""
         return torch.relu(self.cost.to(gates.device)(gates) - self.target) / self.dense

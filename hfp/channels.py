@@ -61,8 +61,7 @@ class ChannelTable:
     readers: tuple[tuple[str, int], ...]
     """(tensor name, dim) where channels are read: the places of the gates."""
     attributes: dict[tuple[str, str], Tensor]
-    """(module, attribute) of an integer that no tensor tells, the groups of a convolution -> the channel number of
-    each that it counts."""
+    """(module, attribute) of an integer that no tensor tells, such as groups -> the channel of each that it counts."""
     macs: Cost
     params: Cost
     ptflops: Cost | None
@@ -86,8 +85,7 @@ class ChannelTable:
         return numbers
 
     def fingerprint(self) -> str:
-        """A hash of names, shapes and channel numbers: two models with the same fingerprint are cut alike by the same
-        keep vector."""
+        """A hash of names, shapes and channel numbers: with equal ones, the same keep vector cuts alike."""
         digest = hashlib.sha256()
         for name, ids in self.axes.items():
             digest.update(name.encode())
@@ -148,24 +146,32 @@ def _prunable(vector: Tensor) -> bool:
 
 def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, wide: Tensor) -> tuple[Group, ...]:
     """Channels with the same places, in the order of their first channel."""
-    places: list[list[tuple[str, int, int]]] = [[] for _ in range(count)]
+    places = []  # (tensor name, dim, how many indices of it each channel takes up)
     for name, ids in axes.items():
         for dim, vector in enumerate(ids):
-            found, sizes = vector[vector != FIXED].unique(return_counts=True)
-            for channel, size in zip(found.tolist(), sizes.tolist(), strict=True):
-                places[channel].append((name, dim, size))
-    members = defaultdict(list)
-    for channel, where in enumerate(places):
-        members[tuple(where)].append(channel)
-    return tuple(
-        Group(
-            torch.tensor(channels),
-            tuple((name, dim) for name, dim, _ in where),
-            tuple(size for *_, size in where),
-            least=2 if len(channels) > 1 and bool(torch.isin(torch.tensor(channels), wide).any()) else 1,
+            if _prunable(vector):
+                places.append((name, dim, vector[vector != FIXED].bincount(minlength=count)))
+    # Equal sums of sizes times random numbers, 128 bits of them, mean equal sizes in all places.
+    random = torch.randint(-(2**62), 2**62, (len(places), 2), generator=torch.Generator().manual_seed(0))
+    signature = torch.zeros(count, 2, dtype=torch.long)
+    for (_, _, sizes), numbers in zip(places, random, strict=True):
+        signature += sizes[:, None] * numbers
+    members: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for channel, (a, b) in enumerate(signature.tolist()):
+        members[a, b].append(channel)
+    lonely = set(wide.tolist())
+    groups = []
+    for channels in members.values():
+        where = [(name, dim, int(sizes[channels[0]])) for name, dim, sizes in places if sizes[channels[0]]]
+        groups.append(
+            Group(
+                torch.tensor(channels),
+                members=tuple((name, dim) for name, dim, _ in where),
+                sizes=tuple(size for *_, size in where),
+                least=2 if len(channels) > 1 and not lonely.isdisjoint(channels) else 1,
+            )
         )
-        for where, channels in members.items()
-    )
+    return tuple(groups)
 
 
 def _pinned(ledger: Ledger, root: Tensor, channel: Tensor) -> tuple[Pinned, ...]:

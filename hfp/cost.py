@@ -16,26 +16,29 @@ from torch import Tensor
 from hfp.labels import FIXED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factor:
-    """The live length of an axis: `fixed` indices that always stay, and for each channel how many indices it takes
-    up."""
+    """The live length of an axis: `fixed` indices that always stay, and how many indices each channel takes up."""
 
     fixed: int
-    channels: tuple[int, ...]
-    weights: tuple[int, ...]
+    channels: Tensor  # (n,) long, ascending
+    weights: Tensor  # (n,) long
 
     @staticmethod
     def of(vector: Tensor) -> Factor:
         """From the channel number at every index of the axis."""
-        channels, weights = vector[vector != FIXED].unique(return_counts=True)
-        return Factor(int((vector == FIXED).sum()), tuple(channels.tolist()), tuple(weights.tolist()))
+        prunable = vector[vector != FIXED]
+        channels, weights = prunable.unique(return_counts=True)
+        return Factor(len(vector) - len(prunable), channels, weights)
+
+    def key(self) -> tuple[int, bytes, bytes]:
+        """Equal for axes of equal live length."""
+        return self.fixed, self.channels.numpy().tobytes(), self.weights.numpy().tobytes()
 
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """sum over terms of coefficient[t] * prod over k of live[factors[t, k]], live = fixed + weights summed over live
-    channels."""
+    """The sum over t of coefficients[t] * prod over k of live[factors[t, k]], with live as in `live`."""
 
     channels: int
     coefficients: Tensor  # (terms,) float64
@@ -69,31 +72,31 @@ class Cost:
 
 
 def build(channels: int, terms: list[tuple[int, tuple[Factor, ...]]]) -> Cost:
-    """Terms of equal factors are added up; equal axes are stored once; axes that cannot shrink go into the
-    coefficient."""
-    axes: dict[Factor, int] = {}
+    """Equal terms are added up, equal axes stored once; axes that cannot shrink go into the coefficient."""
+    axes: dict[tuple[int, bytes, bytes], int] = {}
+    stored: list[Factor] = []
     summed: dict[tuple[int, ...], int] = {}
     for coefficient, factors in terms:
-        key = []
+        numbers = []
         for factor in factors:
-            if factor.channels:
-                key.append(axes.setdefault(factor, len(axes)))
-            else:
+            if not len(factor.channels):
                 coefficient *= factor.fixed
-        summed[tuple(sorted(key))] = summed.get(tuple(sorted(key)), 0) + coefficient
+                continue
+            number = axes.setdefault(factor.key(), len(stored))
+            if number == len(stored):
+                stored.append(factor)
+            numbers.append(number)
+        summed[tuple(sorted(numbers))] = summed.get(tuple(sorted(numbers)), 0) + coefficient
     degree = max(map(len, summed), default=0)
-    one = len(axes)
-    rows = [key + (one,) * (degree - len(key)) for key in summed]
-    entries = [
-        (axis, channel, weight)
-        for factor, axis in axes.items()
-        for channel, weight in zip(factor.channels, factor.weights, strict=True)
-    ]
+    one = len(stored)  # the number of the constant axis
+    rows = [numbers + (one,) * (degree - len(numbers)) for numbers in summed]
+    empty = torch.empty(0, dtype=torch.long)
+    axis = [torch.full_like(factor.channels, number) for number, factor in enumerate(stored)]
     return Cost(
         channels=channels,
         coefficients=torch.tensor(list(summed.values()), dtype=torch.float64),
         factors=torch.tensor(rows, dtype=torch.long).reshape(len(rows), degree),
-        fixed=torch.tensor([factor.fixed for factor in axes] + [1], dtype=torch.float64),
-        entries=torch.tensor([entry[:2] for entry in entries], dtype=torch.long).reshape(-1, 2).T,
-        weights=torch.tensor([entry[2] for entry in entries], dtype=torch.float64),
+        fixed=torch.tensor([factor.fixed for factor in stored] + [1], dtype=torch.float64),
+        entries=torch.stack([torch.cat([empty, *axis]), torch.cat([empty, *(factor.channels for factor in stored)])]),
+        weights=torch.cat([empty, *(factor.weights for factor in stored)]).double(),
     )

@@ -36,10 +36,14 @@ def arguments(model: nn.Module, example_inputs: Any = None) -> Arguments:
             f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple of tensors or a dict of "
             f"keyword tensors, for example hfp.wrap(model, torch.zeros(1, 3, 224, 224), target_macs=0.4)"
         )
-    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors:
         raise ValueError(
             "example_inputs holds no tensor; pass what the model's forward takes, such as torch.zeros(1, 3, 224, 224)"
         )
+    if all(tensor.numel() == 0 for tensor in tensors):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"example_inputs is empty, of shape {shapes}; pass a batch of one at least")
     return args, kwargs
 
 

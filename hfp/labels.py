@@ -94,8 +94,7 @@ class Ledger:
     readers: dict[str, set[int]] = field(default_factory=dict)
     """Tensor name -> the dims on which it reads channels: where the gates sit."""
     attributes: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    """(module, attribute) of an integer that no tensor tells, the groups of a convolution -> one id for each it
-    counts."""
+    """(module, attribute) of an integer that no tensor tells, such as groups -> one id for each that it counts."""
     wide: list[Tensor] = field(default_factory=list)
     """Ids along axes that must stay longer than 1, since a squeeze would swallow them."""
     macs: list[Term] = field(default_factory=list)
@@ -118,8 +117,10 @@ class Ledger:
         return tuple(along(vector, dim, len(ids)) for dim, vector in enumerate(ids) if len(vector) > 1)
 
     def tie(self, a: Tensor, b: Tensor, place: Place) -> None:
-        """Element by element, the ids in `a` and `b` (shapes that broadcast) are one channel. Invariant: an id that
-        meets FIXED is pinned."""
+        """Element by element, the ids in `a` and `b` (shapes that broadcast) are one channel.
+
+        Invariant: an id that meets FIXED is pinned.
+        """
         a, b = torch.broadcast_tensors(a, b)
         a, b = a.reshape(-1), b.reshape(-1)
         lost = torch.where(a == FIXED, b, a)[(a == FIXED) != (b == FIXED)]

@@ -1,5 +1,4 @@
-"""Compaction: slice every tensor to its live channels, set the attributes of the modules, prove that nothing
-changed."""
+"""Compaction: slice every tensor to its live channels, set the attributes of modules, measure what changed."""
 
 from __future__ import annotations
 
@@ -118,8 +117,7 @@ def _check(table: ChannelTable, keep: Tensor) -> None:
 
 
 def _set_widths(module: nn.Module) -> None:
-    """What a module says of its own size follows its tensors. (A weight that is computed is no tensor of it, and not
-    asked for.)"""
+    """What a module says of its own size follows the tensors that it owns (not weights that it computes)."""
     own = {**module._parameters, **module._buffers}
     weight = own.get("weight")
     if isinstance(module, _ConvNd) and weight is not None:
@@ -142,8 +140,7 @@ def _set_widths(module: nn.Module) -> None:
 
 
 def difference(a: Callable[..., Any], b: Callable[..., Any], inputs: Arguments) -> float:
-    """The largest difference of the outputs of `a` and `b` on random inputs of this form, relative to the largest
-    output."""
+    """The largest difference of what `a` and `b` give for random inputs, relative to the largest output."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(value: Any) -> Any:

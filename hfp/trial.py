@@ -3,9 +3,8 @@
 A trace cannot tell `x.view(b, -1)` from `x.view(b, 512)`, nor see the Python arithmetic of `x / x.shape[1] ** 0.5`. So
 the network is cut, on the meta device, to a random half of its channels and to the fewest, and run again beside the
 record of the dense run. At every operator the cut network must do the same to what is left: the same operator, the
-same numbers, outputs of
-the shape that the labels predict, with the labels that are left. Where it does not, the channels that meet at that
-operator are pinned, with its name and source line.
+same numbers, outputs of the shape that the labels predict, with the labels that are left. Where it does not, the
+channels that meet at that operator are pinned, with its name and source line.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from hfp.channels import ChannelTable
 from hfp.inputs import Arguments
 from hfp.labels import FIXED, Ledger, Pin, Planes, compress, varying
 from hfp.surgery import cut, live
-from hfp.tracing import SIZELESS, RuleError, Step, Watcher, first_line, named_tensors, play, source_line
+from hfp.tracing import named_tensors, play
+from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, source_line
 
 COPIES = {"clone", "contiguous", "copy", "empty_like", "_to_copy", "lift_fresh", "detach"}
 
@@ -103,8 +103,7 @@ def _trial(
 
 
 def _matters(step: Step, channels: Sequence[Tensor]) -> bool:
-    """Whether a step is compared: it touches channels, or does arithmetic. How PyTorch copies what is pinned may
-    differ."""
+    """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
     arithmetic = step.operator.rstrip("_") in SIZELESS - COPIES
     return arithmetic or any(bool((channel != FIXED).any()) for channel in channels)
 

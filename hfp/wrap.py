@@ -71,8 +71,7 @@ class GatedModel(nn.Module):
         return gates.gated_forward(self.model, self._readers, phi, *args, **kwargs)
 
     def complexity_loss(self) -> Tensor:
-        """How far the live counts are above the targets, relative to the dense ones, summed: a scalar to add to the
-        task loss.
+        """How far live counts are above their targets, relative to dense, summed: add it to the task loss.
 
         In training each call is one step of the pruning schedule. When the schedule is done the target is met, the
         live channels stay as they are, and the loss is 0.
@@ -98,8 +97,7 @@ class GatedModel(nn.Module):
         return self._priced[2]
 
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
-        """Groups for an optimizer: the model's parameters with `lr` and `options`, and the gates with their own
-        settings.
+        """Groups for an optimizer: the model's parameters with `lr` and `options`, the gates with their own.
 
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> net = wrap(model, torch.zeros(1, 3, 8, 8), target_macs=0.5)
@@ -117,8 +115,7 @@ class GatedModel(nn.Module):
         return min(int(self.step) / self.steps, 1.0)
 
     def macs(self) -> int:
-        """Multiply-adds of one pass of the example inputs with the channels that are live now, in the counter's
-        terms."""
+        """Multiply-adds of one pass of the example inputs, with the channels that are live now."""
         return self._counts()["macs"].count(self.keep.cpu())
 
     def params(self) -> int:
@@ -163,7 +160,9 @@ class GatedModel(nn.Module):
         keep, limits = self.keep.cpu(), [(budget.cost, budget.at(progress)) for budget in self.budgets]
         if all(cost.count(keep) <= most for cost, most in limits):
             return keep
-        return threshold(self.gates, self.table, limits, round_to=self.round_to)
+        # Gates that nothing has trained yet are all 0: then the size of the filters decides.
+        scores = self.gates if bool(self.gates.any()) else methods.magnitude.relative_magnitude(self.model, self.table)
+        return threshold(scores, self.table, limits, round_to=self.round_to)
 
     def _verify(self, keep: Tensor, small: nn.Module) -> None:
         modes = {module: module.training for module in (*self.model.modules(), *small.modules())}

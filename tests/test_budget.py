@@ -37,7 +37,9 @@ def test_a_share_is_met_as_it_is_written(hundredths: int) -> None:
         (1001, "above the 1,000 of the dense model"),
         (9, "smallest reachable target is target_macs=10"),
         (0.001, "smallest reachable target is target_macs=10"),
-        (-5, "smallest reachable target"),
+        (0, "a count is a whole number from 10 on"),
+        (-5, "a count is a whole number from 10 on"),
+        (1, "the whole network is target_macs=1.0"),
     ],
 )
 def test_a_wrong_target_is_told_what_would_be_right(target: object, words: str) -> None:

@@ -1,7 +1,6 @@
 """Files: what comes back is what was written, and what is damaged, foreign or newer is refused in words."""
 
 import copy
-import errno
 import json
 import os
 import pickle
@@ -308,31 +307,3 @@ def test_dense_weights_are_plain_safetensors_with_notes(tmp_path: Path) -> None:
     assert same(dict(other.state_dict()), dict(net.state_dict()))
     (tmp_path / "foreign").write_bytes(pickle.dumps(0))
     assert checkpoint.weights_notes(tmp_path / "foreign") == {}
-
-
-# --- writing
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    call: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    checkpoint.atomic_write(path, b"old")
-
-    def fail(*arguments: object) -> None:
-        raise error
-
-    monkeypatch.setattr(os, call, fail)
-    with pytest.raises(type(error)):
-        checkpoint.atomic_write(path, b"new" * 1000)
-    monkeypatch.undo()
-    assert path.read_bytes() == b"old"
-    assert [found.name for found in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
-    (tmp_path / "usual").write_bytes(b"")
-    checkpoint.atomic_write(tmp_path / "folder" / "file", b"")
-    assert (tmp_path / "folder" / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -55,6 +55,13 @@ def test_inputs_without_a_tensor(wrong: Any) -> None:
         arguments(nn.Identity(), wrong)
 
 
+def test_inputs_without_a_value() -> None:
+    with pytest.raises(ValueError, match=r"example_inputs is empty, of shape \(0, 3, 8, 8\); pass a batch of one"):
+        arguments(nn.Identity(), torch.zeros(0, 3, 8, 8))
+    cache = torch.zeros(1, 2, 0, 4)  # what a language model has not seen yet
+    assert arguments(nn.Identity(), (X, cache))[0][1] is cache
+
+
 DESCRIBED = [
     ((X,), {}),
     ((), {"x": X, "y": Y}),

@@ -167,7 +167,7 @@ def load(
             images of several sizes: 224).
         statistics: (mean, std) per channel to normalise with; those of the training images if left out.
         memory_limit: in bytes; a larger image folder is read from disk while training.
-        workers: processes that decode images; one a core, at most 8, if left out.
+        workers: processes that decode images; one for each core that this process may use, at most 8, if left out.
         download: whether torchvision's sets may be downloaded.
 
     Raises ValueError for an unknown name, data that is missing, inconsistent or corrupt, and a failed download.
@@ -179,7 +179,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be 1 pixel or more, got {image_size}")
     if name == "imagefolder":
-        workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        workers = min(8, cores()) if workers is None else workers
         classes, *splits = load_folder(Path(data_dir), validation, seed, image_size, memory_limit, workers)
     else:
         classes, *splits = load_small(name, Path(data_dir), validation, seed, image_size, memory_limit, download)
@@ -189,6 +189,11 @@ def load(
         raise ValueError(f"statistics for {len(mean)} and {len(std)} channels, but the images have {channels}")
     train, held, test = (Split(images, mean, std) for images in splits)
     return Dataset(name, train, held, test, classes, mean, std, splits[0].size)
+
+
+def cores() -> int:
+    """How many cores this process may use: fewer than the machine has where it is pinned, as in a batch system."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 Arrays = tuple[Tensor, Tensor]  # pixels and labels

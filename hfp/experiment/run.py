@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfp.checkpoint import atomic_write, load_training, save_training
+from hfp.checkpoint import fill, load_training, save_training
+from hfp.files import atomic_write
 
 PHASES = ("dense", "prune", "finetune", "control")
 """In the order in which a run goes through them."""
@@ -110,10 +111,17 @@ class RunFolder:
         return self.state is not None and PHASES.index(self.state["phase"]) > PHASES.index(phase)
 
     def restore(self, phase: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Put `net` and `optimizer` back where the checkpoint has them, if it is of `phase`; the epochs done in it."""
+        """Put `net` and `optimizer` back where the checkpoint has them, if it is of `phase`; the epochs done in it.
+
+        Raises:
+            ValueError: the checkpoint is of another network, or misses a part.
+        """
         if self.state is None or self.state["phase"] != phase:
             return 0
-        net.load_state_dict(self.state["net"])
+        for part in ("net", "optimizer"):
+            if not isinstance(self.state.get(part), dict):
+                raise ValueError(f"{self.checkpoint} is damaged: it has no {part}.")
+        fill(net, self.state["net"], source=str(self.checkpoint))
         optimizer.load_state_dict(self.state["optimizer"])
         return int(self.state["epoch"])
 

@@ -219,5 +219,22 @@ def open_run(argv: list[str] | None) -> RunFolder:
             f"{run.path / 'config.json'} was written by another version of train.py "
             f"(settings: {', '.join(sorted(unknown))})."
         )
+    check_same_run(run)
     check_device(run.config["device"])
     return run
+
+
+def check_same_run(run: RunFolder) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint in the folder was made with other settings than config.json there says.
+    """
+    theirs = run.config if run.state is None else run.state.get("config")
+    if not isinstance(theirs, dict):
+        raise ValueError(f"{run.checkpoint} is not the checkpoint of a run: it does not tell its settings.")
+    for name, value in run.config.items():
+        if name not in MAY_CHANGE and theirs.get(name) != value:
+            raise ValueError(
+                f"{run.checkpoint} belongs to another run: it was made with {flag(name)} {theirs.get(name)}, "
+                f"and config.json beside it says {flag(name)} {value}."
+            )

@@ -73,8 +73,7 @@ def task_gate(gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
 
 
 def cost_gate(gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
-    """(channels,) phi as the complexity loss sees it: 0 or 1; backward, the gradient, over the price, times the
-    gate."""
+    """(channels,) phi as the complexity loss sees it: 0 or 1; backward, gradient / price * gate."""
     return _CostGate.apply(gates, keep, price)
 
 

@@ -28,8 +28,7 @@ def _labels(ids: Tensor | None, out: Tensor, axis: int) -> Planes:
 
 
 def _read(ledger: Ledger, call: Call, x: Tensor | None, weight: Tensor, ids: Tensor | None) -> None:
-    """The labels `x` of an input are read by the labels `ids` of `weight`, a named tensor: tie them, and note the
-    reader."""
+    """The labels `x` of an input are read by the labels `ids` of `weight`: tie them, note the reader."""
     name = call.name_of(weight)
     if x is None and ids is not None:
         ledger.pin(ids, "reads values that belong to no channel (the network's input, say)", call.place)
@@ -45,8 +44,10 @@ def _read(ledger: Ledger, call: Call, x: Tensor | None, weight: Tensor, ids: Ten
 
 
 def convolution(ledger: Ledger, call: Call) -> Planes:
-    """`(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)`, weight (O, I/g, *K) or,
-    transposed, (I, O/g, *K)."""
+    """`(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)`.
+
+    The weight is (O, I/g, *K) or, transposed, (I, O/g, *K).
+    """
     x, weight, bias = call.args[:3]
     transposed, groups = call.args[6], call.args[8]
     if transposed and groups > 1:
@@ -70,8 +71,7 @@ def convolution(ledger: Ledger, call: Call) -> Planes:
 
 
 def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None) -> None:
-    """Groups are removed whole where they are many and narrow (depthwise, ResNeXt), else slot by slot in all groups
-    alike."""
+    """Groups that are many and narrow (depthwise, ResNeXt) are removed whole, others thinned slot by slot."""
     x, weight, groups = call.args[0], call.args[1], call.args[8]
     if read is None or made is None:
         for ids in (read, made):

@@ -103,8 +103,7 @@ def select(ledger: Ledger, call: Call) -> Planes:
 
 
 def pad(ledger: Ledger, call: Call) -> Planes:
-    """Padding a labelled axis adds elements that belong to no channel; padding any other axis adds to every channel
-    alike."""
+    """Padding a labelled axis adds elements of no channel; padding any other adds to every channel alike."""
     source, widths = call.args[0], call.args[1]
     axis_of = [source.dim() - 1 - i // 2 for i in range(len(widths))]
     planes = []
@@ -168,8 +167,7 @@ def expand(ledger: Ledger, call: Call) -> Planes:
 
 
 def pixel_shuffle(ledger: Ledger, call: Call) -> Planes:
-    """`(input, r)`: channels (C * r * r, H, W) to (C, H * r, W * r); the r * r that make one channel are one
-    channel."""
+    """`(input, r)`: (C * r * r, H, W) to (C, H * r, W * r); the r * r that make one channel go together."""
     source, factor = call.args[0], call.args[1]
     axis = source.dim() - 3
     planes = []

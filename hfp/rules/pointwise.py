@@ -27,8 +27,7 @@ def pointwise(ledger: Ledger, call: Call) -> Planes:
 
 
 def _meets_unlabelled(ledger: Ledger, call: Call, plane: Tensor, operands: list[Tensor]) -> bool:
-    """Whether an operand has an unlabelled extent of its own along the plane: it would not follow, so the plane is
-    pinned."""
+    """Whether an operand has an unlabelled extent along the plane: it would not follow, so the plane is pinned."""
     axes = varying(plane)
     for tensor in operands:
         lead = plane.dim() - tensor.dim()
@@ -40,8 +39,7 @@ def _meets_unlabelled(ledger: Ledger, call: Call, plane: Tensor, operands: list[
 
 
 def factory(ledger: Ledger, call: Call) -> Planes:
-    """`x.new_zeros(shape)`: where the shape agrees with that of `x`, it is taken to come from it (the trial will
-    tell)."""
+    """`x.new_zeros(shape)`: a shape that agrees with that of `x` is taken to come from it (the trial tells)."""
     source = call.args[0] if call.args and isinstance(call.args[0], Tensor) else None
     if source is None or source.dim() != call.out.dim():
         return ()

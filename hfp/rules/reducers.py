@@ -11,8 +11,7 @@ from hfp.rules.call import Call, Rule
 
 
 def along(axes_of: Callable[[Call], tuple[set[int], bool]]) -> Rule:
-    """A rule for operators that mix elements along `axes_of(call)[0]`; `axes_of(call)[1]` tells whether these axes
-    remain."""
+    """A rule for operators that mix elements along some axes. `axes_of(call)`: these, and whether they remain."""
 
     def rule(ledger: Ledger, call: Call) -> Planes:
         source = call.args[0]

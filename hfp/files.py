@@ -1,0 +1,195 @@
+"""What a file of ours is made of: tensors as safetensors, everything else as a JSON header. Nothing is ever unpickled.
+
+Every file is one safetensors file: the tensors, and one metadata entry, `hfp`, a JSON object that says the rest. A name
+holds the whole new file or the whole old one: written beside it, flushed to the disk, then renamed over it. What a file
+says is checked before any of it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors_torch
+from torch import Tensor
+
+FORMAT = 1
+"""Version of the header. A reader takes this and anything older, and refuses anything newer."""
+
+COMPACT, TRAINING, WEIGHTS = "compact network", "training checkpoint", "dense weights"
+_ADVICE = {
+    COMPACT: "hfp.load(path, model) reads it",
+    TRAINING: "`python -m hfp.compact CHECKPOINT --output SMALL` makes a compact network of it",
+    WEIGHTS: "`train.py --weights FILE` starts from it",
+}
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Replace `path` by `data`, or leave it as it was: there is no moment with half a file under that name.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # Ctrl-C included: whatever stopped the writing, the half-written file goes
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system lets a folder be opened (Windows does not)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write one file of ours: `tensors`, and what `header` says beside them, as JSON.
+
+    Raises:
+        OSError: as for `atomic_write`.
+    """
+    stored, aliases = _deduplicate(tensors)
+    text = json.dumps({"format": FORMAT, "kind": kind, "aliases": aliases, "provenance": _provenance(), **header})
+    atomic_write(path, safetensors_torch.save(stored, metadata={"hfp": text, "format": "pt"}))
+
+
+def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file of ours, of the kind wanted.
+
+    Raises:
+        ValueError: the file is missing, truncated, not ours, of a newer format, or of another kind.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _check_header((file.metadata() or {}).get("hfp"), path, kind)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}). It was cut short while being copied or written, or is "
+            "something else. Copy it again, or take an earlier one."
+        ) from error
+    try:
+        return header, tensors | {alias: tensors[name] for alias, name in header["aliases"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: its header names tensors that it does not hold ({error}).") from error
+
+
+def _check_header(text: str | None, path: str | Path, kind: str) -> dict[str, Any]:
+    try:
+        header = json.loads(text or "null")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: its header is not JSON ({error}).") from error
+    if not isinstance(header, dict) or type(header.get("format")) is not int:
+        raise ValueError(f"{path} was not written by hfp: it has no hfp header. A {kind} is wanted here.")
+    if header["format"] > FORMAT:
+        raise ValueError(
+            f"{path} was written by a newer hfp: it has format {header['format']}, this hfp ({_version('hfp')}) reads "
+            f"up to format {FORMAT}. Upgrade hfp to read it."
+        )
+    if header.get("kind") != kind:
+        advice = _ADVICE.get(str(header.get("kind")), "no known command reads it")
+        raise ValueError(f"{path} is a {header.get('kind')}, and a {kind} is wanted here; {advice}.")
+    return header
+
+
+def _deduplicate(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors as safetensors wants them (contiguous, no shared memory), and {name of a tied tensor: name stored}."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        memory = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
+        first = seen.setdefault(memory, name) if tensor.numel() else name
+        if first != name:
+            aliases[name] = first
+        else:
+            # A copy of its own: safetensors refuses tensors that overlap in memory, as views of one buffer do.
+            stored[name] = tensor.to("cpu", copy=True).contiguous()
+    return stored, aliases
+
+
+def _provenance() -> dict[str, str]:
+    return {
+        "hfp": _version("hfp"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def flatten(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """`value`, nested as deep as it may be, as JSON; its tensors go to `tensors` under their place in it.
+
+    >>> tensors = {}
+    >>> flatten({"epoch": 3, "net": {"weight": torch.zeros(2)}}, "", tensors)
+    {'dict': [['epoch', 3], ['net', {'dict': [['weight', {'tensor': 'net/weight'}]]}]]}
+    >>> tensors
+    {'net/weight': tensor([0., 0.])}
+    """
+    if isinstance(value, Tensor):
+        while place in tensors:  # {"a/b": x, "a": {"b": y}} gives the same place twice
+            place += "~"
+        tensors[place] = value
+        return {"tensor": place}
+    if isinstance(value, Mapping):
+        if not all(type(key) in (str, int) for key in value):
+            raise ValueError(
+                f"The training state has a key at {place or 'the top'} that is neither a string nor an integer."
+            )
+        return {"dict": [[key, flatten(item, f"{place}/{key}".lstrip("/"), tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [flatten(item, f"{place}/{index}", tensors) for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple": items}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise ValueError(
+        f"A training state cannot hold the {type(value).__name__} at {place}: only tensors, numbers, strings, None, "
+        "and dicts, lists and tuples of these."
+    )
+
+
+def unflatten(data: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `flatten`. KeyError, TypeError or ValueError for what `flatten` cannot have written."""
+    if isinstance(data, list):
+        return [unflatten(item, tensors) for item in data]
+    if not isinstance(data, dict):
+        return data
+    ((kind, content),) = data.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: unflatten(item, tensors) for key, item in content}
+    if kind == "tuple":
+        return tuple(unflatten(item, tensors) for item in content)
+    raise ValueError(f"unknown mark {kind!r}")

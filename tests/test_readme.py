@@ -1,0 +1,40 @@
+"""The README's own code runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_custom_loop_gives_a_network_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(BLOCKS[0], names)
+    model, small = names["model"], names["small"]
+    assert type(small) is type(model)
+    macs = []
+    for net in (model, small):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net.eval()(torch.zeros(1, 3, 64, 64))  # type: ignore[attr-defined]
+        macs.append(counter.get_total_flops())
+    assert 0.39 < macs[1] / macs[0] <= 0.4
+
+
+def test_a_trace_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(BLOCKS[1], {})
+    assert "is an output of the network" in capsys.readouterr().out
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    root = README.parent
+    for name in re.findall(r"`((?:hfp|benchmarks|models)/[\w/]+\.py)`", README.read_text()):
+        assert (root / name).is_file(), name
+    listed = re.findall(r"^      (\w+\.py|\w+/)", README.read_text(), re.MULTILINE)
+    assert listed and all((root / "hfp" / name).exists() for name in listed)
