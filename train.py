@@ -4,7 +4,8 @@
 
 The experiment, from `experiment` on, top to bottom: data, dense baseline, wrap, prune while training, compact,
 fine-tune, evaluate, report. Everything lies in one folder (see hfp/experiment/run.py); a run that is stopped goes on
-from its last epoch. The settings are in hfp/experiment/settings.py, `python train.py --help` explains them.
+from its last epoch. The settings are in hfp/experiment/settings.py, `python train.py --help` explains them; what the
+phases share, the loop over epochs with its checkpoints, is in hfp/experiment/lab.py.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import copy
 import dataclasses
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,38 +26,10 @@ import hfp
 import models
 from hfp import checkpoint, report, surgery
 from hfp.experiment import data, loop
+from hfp.experiment.lab import Lab, batches, fit, live_counts, place, snapshot
 from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import Config, open_run
 from hfp.ptflops_check import measured
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The experiment
-
-
-@dataclass
-class Lab:
-    """What every phase works with."""
-
-    config: Config
-    run: RunFolder
-    data: data.Dataset
-    display: report.Display
-    recipe: loop.Recipe
-    build: dict[str, Any]
-    """Arguments of `models.build`, without weights: they say the dense architecture."""
-    wrap: dict[str, Any]
-    """Arguments of `hfp.wrap`, beside the network."""
-    counts: tuple[int, int]
-    """Multiply-adds and parameters of the dense network."""
-
-    @property
-    def total(self) -> int:
-        """Epochs of pruning and fine-tuning, which share one learning-rate schedule."""
-        return self.config.prune_epochs + self.config.finetune_epochs
-
-    def dense(self) -> nn.Module:
-        """The dense network with fresh weights."""
-        return models.build(**self.build)
 
 
 def experiment(run: RunFolder) -> dict[str, Any]:
@@ -113,6 +86,7 @@ def set_up(run: RunFolder, display: report.Display) -> Lab:
         build=build,
         wrap=wrap,
         counts=(gated.dense_macs, gated.dense_params),
+        dense=partial(models.build, **build),
     )
 
 
@@ -188,7 +162,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     speed = loop.latency(nets, torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0)))
     result: dict[str, Any] = {}
     for name, net in nets.items():
-        macs, params = live_counts(lab, net)()
+        macs, params = live_counts(lab, net)
         accuracy, loss = loop.evaluate(place(net, config), batches(lab, lab.data.test), lab.recipe)
         result[name] = {
             "accuracy": accuracy,
@@ -223,129 +197,6 @@ def networks(lab: Lab) -> dict[str, nn.Module]:
         nets["control"] = lab.dense()
         checkpoint.load_weights(run.control, nets["control"])
     return nets
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What the phases share
-
-
-def fit(
-    lab: Lab,
-    phase: str,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    epochs: int,
-    schedule: tuple[int, int],
-    penalty: Callable[[], torch.Tensor] | None = None,
-    also: dict[str, Any] | None = None,
-) -> None:
-    """Train `net` for the epochs of `phase` that are still to do, with a line and a checkpoint after each.
-
-    `schedule` is (epochs before this phase, epochs in all) of the learning-rate cosine; `also` goes into checkpoints.
-    Whatever an epoch draws at random depends on its number alone, so that a resumed run equals an uninterrupted one;
-    and the control sees the same batches as pruning and fine-tuning.
-    """
-    run, (before, total) = lab.run, schedule
-    counts = live_counts(lab, net)
-    done = run.restore(phase, net, optimizer)
-    if done == 0:
-        run.save(snapshot(lab, phase, 0, net, optimizer, also))
-    steps = lab.data.train.num_batches(lab.config.batch_size, drop_last=True)
-    lab.display.start(phase, total=epochs * steps, done=done * steps)
-
-    def train(epoch: int) -> loop.Running:
-        seed = loop.epoch_seed(lab.config.seed, "dense" if phase == "dense" else "pruning", before + epoch)
-        torch.manual_seed(seed)
-        return loop.train_epoch(
-            net,
-            lab.data.train.batches(
-                lab.config.batch_size, seed=seed, augment=lab.config.augment, drop_last=True, device=lab.config.device
-            ),
-            optimizer,
-            lab.recipe,
-            lr_factor=lambda step: loop.cosine((before + epoch + step / steps) / total),
-            penalty=penalty,
-            on_step=lambda running: lab.display.step(lambda: live_text(lab, running, *counts())),
-        )
-
-    for epoch in range(done, epochs):
-        running = train(epoch)
-        accuracy, loss = loop.evaluate(net, batches(lab, lab.data.validation), lab.recipe)
-        line = {
-            "phase": phase,
-            "epoch": epoch + 1,
-            "lr": lab.config.lr * loop.cosine((before + epoch) / total),
-            **figures(lab, running, counts()),
-            "validation_accuracy": accuracy,
-            "validation_loss": loss,
-        }
-        run.log(line)
-        run.save(snapshot(lab, phase, epoch + 1, net, optimizer, also))
-        lab.display.line(report.epoch_line(line, epochs))
-
-
-def figures(lab: Lab, running: loop.Running, live: tuple[int, int]) -> dict[str, Any]:
-    """What an epoch's line says of training and of the network's size."""
-    macs, params = live
-    return {
-        "task_loss": running.task_loss,
-        "complexity_loss": running.penalty,
-        "train_accuracy": running.accuracy,
-        "macs": macs,
-        "macs_share": macs / lab.counts[0],
-        "params": params,
-        "params_share": params / lab.counts[1],
-        "seconds": round(running.seconds, 3),
-    }
-
-
-def snapshot(
-    lab: Lab,
-    phase: str,
-    epoch: int,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    also: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """A checkpoint: enough to go on, and for `python -m hfp.compact` to rebuild the network without this script."""
-    state = {
-        "phase": phase,
-        "epoch": epoch,
-        "build": lab.build,
-        "wrap": lab.wrap,
-        "config": dataclasses.asdict(lab.config),
-    }
-    return state | {"net": net.state_dict(), "optimizer": optimizer.state_dict()} | (also or {})
-
-
-def live_counts(lab: Lab, net: nn.Module) -> Callable[[], tuple[int, int]]:
-    """A function that tells how many multiply-adds and parameters of `net` are live now."""
-    if isinstance(net, hfp.GatedModel):
-        return lambda: (net.macs(), net.params())
-    if hasattr(net, "hfp_record"):
-        record = checkpoint.record_of(net)
-        return lambda: (record.macs, record.params)
-    return lambda: lab.counts
-
-
-def live_text(lab: Lab, running: loop.Running, macs: int, params: int) -> str:
-    """What the progress bar says of the epoch so far."""
-    return (
-        f"MACs {macs / lab.counts[0]:.3f}  parameters {params / lab.counts[1]:.3f}  "
-        f"loss {running.task_loss:.3f}  accuracy {report.percent(running.accuracy)}"
-    )
-
-
-def batches(lab: Lab, split: data.Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A whole split, in order, as it is."""
-    return split.batches(2 * lab.config.batch_size, device=lab.config.device)
-
-
-def place(net: nn.Module, config: Config) -> nn.Module:
-    """`net` where, and in the layout in which, it is to run."""
-    net = net.to(config.device)
-    return net.to(memory_format=torch.channels_last) if config.channels_last else net
 
 
 def carry_momentum(

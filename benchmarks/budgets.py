@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import HERE, machine, seconds, write_json
+from common import RESULTS, machine, seconds, write_json
 from exactness import check_exact, limits_of, scores_of
 from rich.console import Console
 from rich.table import Table
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=[*OURS, *TORCHVISION])
     parser.add_argument("--trained", action="store_true")
-    parser.add_argument("--output", type=Path, default=HERE / "budgets.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "budgets.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: dict[str, Any] = {}

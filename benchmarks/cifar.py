@@ -27,14 +27,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cifar_figures import Result, draw_widths, load_results, markdown, rich_table
-from common import HERE, write_json
+from common import HERE, RESULTS, write_json
 from rich.console import Console
 
 from hfp.experiment.options import flag
 from hfp.files import atomic_write
 
 ROOT = HERE.resolve().parent
-RESULTS = HERE / "results" / "cifar"
+FIGURES = RESULTS / "cifar"
 
 RECIPE: dict[str, Any] = {
     "dataset": "imagefolder",
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--targets", nargs="+", type=float, default=[0.4, 0.25], metavar="SHARE", help="of the MACs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "cifar", metavar="DIR", help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="folder of table and pictures")
+    parser.add_argument("--results", type=Path, default=FIGURES, metavar="DIR", help="folder of table and pictures")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; above 1, their output goes to log files")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     given = parser.parse_args(argv)

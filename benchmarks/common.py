@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
 

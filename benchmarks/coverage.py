@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import HERE, machine, randomise_statistics, seconds, write_json
+from common import RESULTS, machine, randomise_statistics, seconds, write_json
 from promises import Gated, call, measured, predicted, random_keep, relative_difference
 from rich.console import Console
 from rich.table import Table
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    output = options.output or HERE / f"coverage_{options.library}.json"
+    output = options.output or RESULTS / f"coverage_{options.library}.json"
     rows = {} if options.again or not output.exists() else json.loads(output.read_text())["networks"]
     for name, build, size in LIBRARIES[options.library](options.size):
         done = name in rows and "failed" not in rows[name]

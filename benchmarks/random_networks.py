@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import HERE, machine, write_json
+from common import RESULTS, machine, write_json
 from generator import image, network
 from promises import check_cut, measured, predicted, random_keep
 from rich.console import Console
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--output", type=Path, default=HERE / "random_networks.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "random_networks.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start, failures, good = time.perf_counter(), {}, []

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import HERE, machine, seconds, write_json
+from common import RESULTS, machine, seconds, write_json
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="another image size, for a quick look")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, default=HERE / "step_cost.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "step_cost.json")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -94,7 +94,7 @@ class ChannelTable:
         return digest.hexdigest()[:32]
 
     def __str__(self) -> str:
-        from hfp.report import table_text
+        from hfp.explain import table_text
 
         return table_text(self)
 

@@ -45,11 +45,13 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         small = hfp.load("small.safetensors", resnet56())
 
     `model` itself is not changed; its values do not matter, its architecture does: the channel table of `model` is
-    computed again and must be the one that the file was cut by. Device, dtype and train/eval mode are those of `model`.
+    computed again and must be the one that the file was cut by. Device and train/eval mode are those of `model`, its
+    dtype must be that of the file. What was pruned twice is loaded twice: `hfp.load(second, hfp.load(first, model))`.
 
     Raises:
         ValueError: the file is truncated, not ours, of a newer format, of another network, or misses a tensor.
     """
+    model = getattr(model, "_orig_mod", model)
     header, tensors = files.read(path, files.COMPACT)
     record = record_from_json(header.get("record"), source=str(path))
     small = rebuild(model, record, source=str(path))

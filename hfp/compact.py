@@ -10,7 +10,6 @@ taken, and nothing that a file names is imported.
 from __future__ import annotations
 
 import argparse
-import pkgutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from hfp import checkpoint, methods, report, surgery
+from hfp import checkpoint, report, surgery
 from hfp.experiment import loop
 from hfp.experiment.run import PHASES
 from hfp.inputs import arguments
@@ -86,12 +85,12 @@ def compact(path: str | Path) -> Outcome:
         checkpoint.fill(small, state["net"] if phase == "finetune" else state.get("small") or {}, source=str(path))
         return Outcome(phase, epoch, dense, None, small.eval())
     options = checked(state.get("wrap"), WRAP, path, "wrap")
-    known = [module.name for module in pkgutil.iter_modules(methods.__path__)]
-    if options["method"] not in known:
-        raise ValueError(f"{path} was made by the method {options['method']!r}; this hfp has {', '.join(known)}.")
     if phase == "dense":
         checkpoint.fill(dense, state["net"], source=str(path))
-    gated = wrap(dense, **options)
+    try:
+        gated = wrap(dense, **options)
+    except ValueError as error:
+        raise ValueError(f"{path} was made with settings that this hfp does not take: {error}") from error
     if phase == "prune":
         checkpoint.fill(gated, state["net"], source=str(path))
     small = gated.eval().compact()

@@ -25,6 +25,9 @@ FORMAT = 1
 """Version of the header. A reader takes this and anything older, and refuses anything newer."""
 
 COMPACT, TRAINING, WEIGHTS = "compact network", "training checkpoint", "dense weights"
+"""What a file can be; written into it."""
+
+_WORDS = {COMPACT: "a compact network", TRAINING: "a training checkpoint", WEIGHTS: "a file of dense weights"}
 _ADVICE = {
     COMPACT: "hfp.load(path, model) reads it",
     TRAINING: "`python -m hfp.compact CHECKPOINT --output SMALL` makes a compact network of it",
@@ -103,15 +106,16 @@ def _check_header(text: str | None, path: str | Path, kind: str) -> dict[str, An
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its header is not JSON ({error}).") from error
     if not isinstance(header, dict) or type(header.get("format")) is not int:
-        raise ValueError(f"{path} was not written by hfp: it has no hfp header. A {kind} is wanted here.")
+        raise ValueError(f"{path} was not written by hfp: it has no hfp header. {_WORDS[kind].capitalize()} is wanted.")
     if header["format"] > FORMAT:
         raise ValueError(
             f"{path} was written by a newer hfp: it has format {header['format']}, this hfp ({_version('hfp')}) reads "
             f"up to format {FORMAT}. Upgrade hfp to read it."
         )
     if header.get("kind") != kind:
-        advice = _ADVICE.get(str(header.get("kind")), "no known command reads it")
-        raise ValueError(f"{path} is a {header.get('kind')}, and a {kind} is wanted here; {advice}.")
+        found = str(header.get("kind"))
+        words, advice = _WORDS.get(found, "something unknown"), _ADVICE.get(found, "no known command reads it")
+        raise ValueError(f"{path} is {words}, and {_WORDS[kind]} is wanted here; {advice}.")
     return header
 
 

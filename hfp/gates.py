@@ -37,7 +37,7 @@ class Readers(nn.Module):
             weight = found.get(name)
             if weight is None:
                 weight = model.get_parameter(name)
-            columns = padded[getattr(self, f"channels{number}")].to(weight.dtype)
+            columns = padded[getattr(self, f"channels{number}")].to(weight)
             found.update(
                 dict.fromkeys(every, weight * columns.reshape([-1 if d == dim else 1 for d in range(weight.dim())]))
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -57,6 +57,26 @@ def _own_example(model: nn.Module) -> Tensor:
         )
     parameter = next(model.parameters(), torch.zeros(0))
     return torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device)
+
+
+def placed(
+    inputs: Arguments, device: torch.device, dtypes: Mapping[torch.dtype, torch.dtype] | None = None
+) -> Arguments:
+    """The same inputs on `device`, with other dtypes where `dtypes` says so; those without data become zeros.
+
+    >>> args, _ = placed(((torch.zeros(2), 3), {}), torch.device("cpu"), {torch.float32: torch.float64})
+    >>> args
+    (tensor([0., 0.], dtype=torch.float64), 3)
+    """
+
+    def one(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        dtype = (dtypes or {}).get(value.dtype, value.dtype)
+        return torch.zeros_like(value, device=device, dtype=dtype) if value.is_meta else value.to(device, dtype)
+
+    args, kwargs = tree_map(one, inputs)
+    return args, kwargs
 
 
 def describe(inputs: Arguments) -> dict[str, Any]:

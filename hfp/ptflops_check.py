@@ -8,12 +8,11 @@ import io
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from hfp import surgery
 from hfp.channels import ChannelTable
-from hfp.inputs import Arguments
+from hfp.inputs import Arguments, placed
 
 
 class _Call(nn.Module):
@@ -43,13 +42,7 @@ def measured(model: nn.Module, inputs: Arguments) -> int:
     from ptflops import get_model_complexity_info
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-    def placed(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return torch.zeros_like(value, device=device) if value.is_meta else value.to(device)
-
-    arguments = tree_map(placed, inputs)
+    arguments = placed(inputs, device)
     said = io.StringIO()
     # A copy, since ptflops leaves attributes behind; gradients, since without them attention takes another path.
     call = _Call(copy.deepcopy(model)).eval()

@@ -30,6 +30,10 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
     `ignore`: modules, or glob patterns of module names, whose output channels stay whole.
     Multiply-adds are those of one forward pass of the example inputs.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"hfp.trace needs an nn.Module, not a {type(model).__name__}")
+    if isinstance(getattr(model, "table", None), ChannelTable):
+        raise ValueError("the model is wrapped, and has its table already: net.table (the plain model is net.model)")
     inputs = arguments(model, example_inputs)
     seen = run(model, inputs)
     _pin(ignored_modules(model, ignore), seen.ledger)

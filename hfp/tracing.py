@@ -138,6 +138,11 @@ def _explained(model: nn.Module, inputs: Arguments, error: Exception) -> ValueEr
         return ValueError(
             f"{name} is a TorchScript module, whose operators cannot be watched; pass the nn.Module it was made from"
         )
+    if isinstance(error, NotImplementedError) and "fake impl" in str(error):
+        return ValueError(
+            f"{name} calls an operator that cannot run on shapes alone ({first_line(error)}); prune the network "
+            "before it is quantized or converted"
+        )
     if isinstance(error, NotImplementedError) or "meta tensor" in str(error).lower():
         return ValueError(
             f"the forward of {name} looks at the values of tensors ({first_line(error)}), which a run on shapes lacks; "

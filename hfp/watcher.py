@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +24,8 @@ from hfp.rules.norms import NORMS
 from hfp.rules.pointwise import FACTORIES, POINTWISE
 from hfp.rules.reducers import REDUCERS
 
-_OWN = str(Path(__file__).parent)
-_TORCH = str(Path(torch.__file__).parent)
+_OWN = f"{Path(__file__).parent}{os.sep}"
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator: torchvision is another library
 SIZELESS = (set(POINTWISE) - set(FACTORIES)) | set(REDUCERS) | set(NORMS)  # operators none of whose arguments is a size
 _SAME_TENSOR = set("t transpose permute alias detach clone contiguous _to_copy view expand unsqueeze squeeze".split())
 

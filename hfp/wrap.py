@@ -53,16 +53,14 @@ class GatedModel(nn.Module):
         self.targets = targets
         self.counter = counter
         self._arguments = arguments
-        self._readers = gates.Readers(model, table)
-        self.gates = nn.Parameter(torch.zeros(table.channels))
-        self.register_buffer("keep", torch.ones(table.channels, dtype=torch.bool))
-        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        device = next(model.parameters()).device
+        self._readers = gates.Readers(model, table).to(device)
+        self.gates = nn.Parameter(torch.zeros(table.channels, device=device))
+        self.register_buffer("keep", torch.ones(table.channels, dtype=torch.bool, device=device))
+        self.register_buffer("step", torch.zeros((), dtype=torch.long, device=device))
         self._priced: tuple[Tensor, int, Tensor] | None = None
+        self._dtype = _precision(model)  # that the example inputs suit
         self.train(model.training)
-        self.gates.data = self.gates.data.to(next(model.parameters()).device)
-        for module in (self, self._readers):
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(self.gates.device))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         phi = self.keep.to(self.gates.dtype)
@@ -89,6 +87,7 @@ class GatedModel(nn.Module):
     def _gap(self, live: Tensor) -> Tensor:
         return torch.stack([budget.gap(live) for budget in self.budgets]).sum()
 
+    @torch.compiler.disable
     def _price(self) -> Tensor:
         """(channels,) by how much the complexity loss falls with each channel; reckoned anew when others are live."""
         if self._priced is None or self._priced[0] is not self.keep or self._priced[1] != self.keep._version:
@@ -171,18 +170,23 @@ class GatedModel(nn.Module):
         def gated(*args: Any, **kwargs: Any) -> Any:
             return gates.gated_forward(self.model, self._readers, open_gates, *args, **kwargs)
 
+        dtype = _precision(self.model)  # it may have been cast, or moved, since it was wrapped
+        arguments = inputs.placed(self._arguments, self.gates.device, {self._dtype: dtype})
         try:
             self.model.eval(), small.eval()
-            error = surgery.difference(gated, small, self._arguments)
+            error = surgery.difference(gated, small, arguments)
         finally:
             for module, training in modes.items():
                 module.training = training
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         if error > surgery.TOLERANCE.get(dtype, 1e-4):
             raise RuntimeError(
                 f"the compact network differs from the gated one by {error:.1e} of its largest output, a bug of hfp; "
                 "please report it with the model's code. hfp.wrap(..., ignore=[...]) can leave layers whole"
             )
+
+
+def _precision(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def counts(table: ChannelTable, counter: str) -> dict[str, Cost]:
@@ -282,6 +286,12 @@ def _check_model(model: nn.Module, target_macs: Any, target_params: Any) -> None
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError(f"{name} has no parameters, so there is nothing to prune")
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in parameters):
+        raise ValueError(f"{name} has layers without a size (lazy modules); call it once first: model(example_inputs)")
+    if any(parameter.is_meta for parameter in parameters):
+        raise ValueError(
+            f'{name} is on the meta device and has no values to train; load them first: model.to_empty(device="cpu")'
+        )
     if not any(parameter.requires_grad for parameter in parameters):
         raise ValueError(
             f"all parameters of {name} are frozen, so it cannot recover; call model.requires_grad_(True) first"

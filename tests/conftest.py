@@ -1,4 +1,7 @@
-"""One thread (the networks are tiny), a fixed seed for every test."""
+"""One thread (the networks are tiny), a fixed seed for every test, and a Ctrl-C that works."""
+
+import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,3 +12,11 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> Iterator[None]:
+    """A shell that runs the tests in the background has switched Ctrl-C off, for them and their subprocesses."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

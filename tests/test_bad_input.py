@@ -1,7 +1,7 @@
 """Bad input gets a clear error, and nothing is lost: targets, models, example inputs, data, files, interruptions.
 
-What is refused is refused with these words; what is unusual but right (half precision, parametrized layers, two wraps of
-one model, ...) works. Damage to single files is in test_checkpoint.py, settings of train.py are in test_train.py.
+What is refused is refused with these words; what is unusual but right (half precision, parametrized layers, two wraps
+of one model) works. Damage to single files is in test_checkpoint.py, settings of train.py are in test_train.py.
 """
 
 from __future__ import annotations
@@ -113,6 +113,11 @@ def test_no_target() -> None:
         (lambda: nn.DataParallel(network()), "DataParallel(hfp.wrap(model.module, ...))"),
         (lambda: network().requires_grad_(False), "are frozen, so it cannot recover; call model.requires_grad_(True)"),
         (lambda: torch.jit.script(network()), "is a TorchScript module, whose operators cannot be watched"),
+        (
+            lambda: network().to("meta"),
+            "is on the meta device and has no values to train; load them first: model.to_empty(",
+        ),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "has layers without a size (lazy modules); call it once first"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
@@ -154,7 +159,7 @@ def test_a_model_on_a_gpu_stays_there() -> None:
     assert {tensor.device.type for tensor in small.state_dict().values()} == {"cuda"}
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # of a pure function
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, about what it cannot see into
 def test_a_wrapped_model_may_be_compiled() -> None:
     net = wrap()
     compiled: Any = torch.compile(net, backend="eager")
@@ -205,7 +210,10 @@ def test_a_layer_shared_with_another_wrapped_model() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (None, "Sequential does not tell its input size; pass example_inputs, for example hfp.wrap(model, torch.zeros("),
+        (
+            None,
+            "Sequential does not tell its input size; pass example_inputs, for example hfp.wrap(",
+        ),
         (X.numpy(), "example_inputs is a ndarray; expected a tensor, a tuple of tensors or a dict"),
         ((1, 3, 8, 8), "example_inputs holds no tensor; pass what the model's forward takes"),
         (torch.zeros(0, 3, 8, 8), "example_inputs is empty, of shape (0, 3, 8, 8)"),
@@ -219,6 +227,18 @@ def test_a_layer_shared_with_another_wrapped_model() -> None:
 )
 def test_example_inputs_that_do_not_fit(given: Any, words: str) -> None:
     refused(words, lambda: wrap(example_inputs=given))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("resnet18", "hfp.trace needs an nn.Module, not a str"),
+        (None, "hfp.trace needs an nn.Module, not a NoneType"),
+        (wrap(), "the model is wrapped, and has its table already: net.table (the plain model is net.model)"),
+    ],
+)
+def test_what_cannot_be_traced(model: Any, words: str) -> None:
+    refused(words, lambda: hfp.trace(model, X))
 
 
 # ---------------------------------------------------------------------------------------------- data, by train.py
@@ -355,12 +375,16 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def dense_weights(folder: Path) -> None:
+    (folder / "dense.safetensors").replace(folder / "checkpoint.safetensors")
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (truncate, "is not a whole safetensors file"),
         (newer, "was written by a newer hfp: it has format 9"),
-        (lambda folder: (folder / "dense.safetensors").replace(folder / "checkpoint.safetensors"), "is a dense weights"),
+        (dense_weights, "is a file of dense weights, and a training checkpoint is wanted here"),
         (changed(phase="breakfast"), "it names no phase and epoch"),
         (changed(config=None), "it does not tell its settings"),
         (other_target, "belongs to another run: it was made with --target-macs 0.3, and config.json beside it says"),
@@ -387,3 +411,9 @@ def test_a_compact_network_is_not_loaded_to_where_it_has_no_memory(tmp_path: Pat
     refused('model.to_empty(device="cpu")', lambda: hfp.load(tmp_path / "small.safetensors", model))
     small = hfp.load(tmp_path / "small.safetensors", model.to_empty(device="cpu"))
     assert measured(small, ((X,), {}))[0] <= 0.4 * measured(network(), ((X,), {}))[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_wrapped_model_may_be_cast(dtype: torch.dtype) -> None:
+    small = trained(wrap().to(dtype), X.to(dtype))
+    assert {parameter.dtype for parameter in small.parameters()} == {dtype}

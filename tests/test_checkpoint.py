@@ -80,6 +80,8 @@ def test_a_compiled_compact_network_is_saved_under_its_own_names(tmp_path: Path)
     compiled: Any = torch.compile(small)
     checkpoint.save(compiled, tmp_path / "small.safetensors")
     assert set(load_file(tmp_path / "small.safetensors")) == set(small.state_dict())
+    loaded = checkpoint.load(tmp_path / "small.safetensors", torch.compile(network()))  # type: ignore[arg-type]
+    assert same(dict(loaded.state_dict()), dict(small.state_dict()))
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:

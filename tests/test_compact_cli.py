@@ -134,7 +134,7 @@ SPOILT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "other classes": (within("build", num_classes=11), "fc2.weight is (10, 500) float32, the network has (11, 500)"),
     "another model": (within("build", name="resnet20", image_size=32), "does not fit this"),
     "no wrap": (change(wrap=None), "'wrap' should have target_macs"),
-    "a method's path": (within("wrap", method="os"), "was made by the method 'os'; this hfp has"),
+    "a method's path": (within("wrap", method="os"), "was made with settings that this hfp does not take: method='os'"),
     "no target": (within("wrap", target_macs="0.4"), "target_macs='0.4' in its entry 'wrap'"),
     "names that are none": (within("wrap", ignore=[7]), "something other than names in its list of ignored modules"),
     "tensor missing": (lambda state: state["net"].pop("model.conv1.bias"), "model.conv1.bias is missing"),

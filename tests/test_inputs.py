@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfp.inputs import arguments, describe, rebuild
+from hfp.inputs import arguments, describe, placed, rebuild
 
 X, Y = torch.zeros(1, 3, 8, 8), torch.zeros(2, 5, dtype=torch.long)
 
@@ -28,6 +28,13 @@ def test_every_form_of_example_inputs(given: Any, args: tuple[Any, ...], kwargs:
     found = arguments(nn.Identity(), given)
     assert len(found[0]) == len(args) and all(a is b for a, b in zip(found[0], args, strict=True))
     assert found[1].keys() == kwargs.keys() and all(found[1][name] is kwargs[name] for name in kwargs)
+
+
+def test_inputs_follow_a_model_to_its_device_and_precision() -> None:
+    double = placed(((X, None), {"y": Y}), X.device, {torch.float32: torch.float64})
+    assert double[0][0].dtype == torch.float64 and double[0][1] is None and double[1]["y"].dtype == torch.long
+    back = placed(rebuild(describe(((X,), {"y": Y}))), X.device)
+    assert torch.equal(back[0][0], X) and torch.equal(back[1]["y"], Y)
 
 
 def model(**attributes: Any) -> nn.Module:

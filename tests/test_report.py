@@ -133,7 +133,7 @@ class Blend(nn.Module):
 
 
 def test_the_channel_table_in_words() -> None:
-    text = report.table_text(trace(Blend(), torch.zeros(1, 3, 4, 4)))
+    text = table_text(trace(Blend(), torch.zeros(1, 3, 4, 4)))
     assert text == str(trace(Blend(), torch.zeros(1, 3, 4, 4)))
     assert text.startswith("8 channels in 1 groups can be pruned")
     groups, pinned = text.split("Stays whole")
@@ -146,21 +146,21 @@ def test_the_channel_table_in_words() -> None:
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_long_lists_of_layers_are_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    text = report.table_text(trace(torchvision.models.mobilenet_v2(), torch.zeros(1, 3, 32, 32)))
+    text = table_text(trace(torchvision.models.mobilenet_v2(), torch.zeros(1, 3, 32, 32)))
     assert "and 1 more" in " ".join(text.split()) and max(map(len, text.splitlines())) <= min(width, report.PLAIN_WIDTH)
     assert "features.10.conv.0.0," in text.split()  # the longest name that is listed is not folded
 
 
 def test_groups_that_share_their_layers_can_be_told_apart() -> None:
     """A stage that is padded on both sides: its halves have the same convolutions."""
-    rows = columns(report.table_text(trace(models.build("resnet20"))))
+    rows = columns(table_text(trace(models.build("resnet20"))))
     assert [row[2].split(",")[0] for row in rows if row[1] == "8"] == [
         f"layer2.0.shortcut.{side}" for side in ("before", "after")
     ]
 
 
 def test_a_network_without_groups() -> None:
-    text = report.table_text(trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)))
+    text = table_text(trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)))
     assert text.startswith("0 channels in 0 groups can be pruned\n3,888 MACs")
     assert columns(text) == [["weight", "4", "is an output of the network", "output"]]
 
@@ -175,7 +175,7 @@ class Bessel(nn.Conv2d):
 def test_a_layer_that_is_pinned_in_several_dims_is_named_once() -> None:
     table = trace(nn.Sequential(nn.Conv2d(3, 6, 3), Bessel(6, 4, 3)), torch.zeros(1, 3, 8, 8))
     assert len({pinned.dim for pinned in table.pinned if pinned.tensor == "1.weight"}) > 1
-    rows = [row for row in columns(report.table_text(table)) if row[0] == "1" and "without a rule" in row[2]]
+    rows = [row for row in columns(table_text(table)) if row[0] == "1" and "without a rule" in row[2]]
     assert [row[1:3] for row in rows] == [["4", "is touched by an operator without a rule"]]
     assert rows[0][3].startswith("special_bessel_j0 in 1 (test_report.py:")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from promises import snapshot
 from specimen import Net, conv
 from torch import Tensor, nn
@@ -145,3 +146,10 @@ def test_two_traces_of_one_model_agree_and_can_be_interleaved() -> None:
     net = chain()
     tables = [trace(net, X), trace(copy.deepcopy(net), X), trace(net.train(), X)]
     assert len({table.fingerprint() for table in tables}) == 1
+
+
+def test_a_pin_names_the_line_in_torchvision() -> None:
+    model = torchvision.models.resnet18()
+    nn.utils.parametrizations.weight_norm(model.layer1[0].conv2)
+    lines = {pinned.place.line.split(":")[0] for pinned in trace(model, torch.zeros(1, 3, 32, 32)).pinned}
+    assert "resnet.py" in lines and "test_tracing.py" not in lines

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from typing import Any
 
 import pytest
 import torch
-from exactness import check_exact
+from exactness import check_exact, fits
 from promises import call, measured, relative_difference, snapshot
 from specimen import Specimen
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from zoo import ZOO
 
 import hfp
 import models
+from hfp import inputs
 
 PRUNABLE = [specimen for specimen in ZOO.values() if specimen.groups]
 SMALL = ("chain", "residual", "squeeze_and_excite", "flattened", "auxiliary_head", "keyword_inputs", "dense_block")
@@ -224,6 +226,96 @@ def test_a_copy_trains_like_the_original() -> None:
     twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert train(net, optimizer, 3, STEPS) == train(twin, twin_optimizer, 3, STEPS)
     assert torch.equal(net.keep, twin.keep)
+
+
+SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+
+
+@pytest.mark.parametrize("targets", [{"target_macs": 0.4}, {"target_macs": 0.5, "target_params": 0.3}])
+@pytest.mark.parametrize("steps", [1, STEPS, 50 * STEPS])
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        (SGD, {"lr": 0.05}),
+        (SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+        (SGD, {"lr": 0.0}),
+        (SGD, {"lr": 1e-9, "momentum": 0.9}),
+        (SGD, {"lr": 1.0}),
+        (ADAM, {"lr": 1e-3}),
+        (ADAM, {"lr": 1.0}),
+        (ADAMW, {"lr": 1e-3, "weight_decay": 0.1}),
+    ],
+)
+def test_every_run_ends_within_its_budget(
+    optimizer: Any, settings: dict[str, Any], steps: int, targets: dict[str, float]
+) -> None:
+    """Whatever the optimizer, its settings, and whether the run is longer or shorter than the schedule."""
+    net = hfp.wrap(network().train(), X, steps=steps, **targets)
+    own = {name: value for name, value in settings.items() if name not in ("lr", "weight_decay")}
+    groups = net.param_groups(lr=settings["lr"], weight_decay=settings.get("weight_decay", 0.0))
+    losses = train(net, optimizer(groups, **own), 0, STEPS)
+    assert all(map(math.isfinite, losses)) and net.gates.isfinite().all()
+    assert_compact_is_exact(net)
+
+
+def assert_compact_is_exact(net: hfp.GatedModel) -> None:
+    """Within every budget, with no channel (or block of `round_to`) that could have stayed, and of the counts told."""
+    small: Any = net.eval().compact()
+    keep, limits = small.hfp_record.keep, [(budget.cost, budget.target) for budget in net.budgets]
+    assert fits(keep, limits)
+    for group in net.table.groups:
+        gone = group.channels[~keep[group.channels]]
+        if len(gone):
+            more = keep.clone()
+            more[gone[: net.round_to]] = True
+            assert not fits(more, limits)
+    arguments = inputs.rebuild(small.hfp_record.inputs)
+    assert measured(copy.deepcopy(small).to("meta"), arguments) == (small.hfp_record.macs, small.hfp_record.params)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.25, 0.6, 0.95])
+@pytest.mark.parametrize("of", [("macs",), ("params",), ("macs", "params")], ids="+".join)
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_every_target_of_a_residual_network_is_met(target: float, of: tuple[str, ...], round_to: int) -> None:
+    if round_to == 8:
+        target = max(target, 0.3)  # 8 channels of 16 in every layer, and 0.25 of the multiply-adds are left
+    targets: dict[str, Any] = {f"target_{name}": target for name in of}
+    net = hfp.wrap(models.build("resnet20"), torch.zeros(1, 3, 8, 8), steps=3, round_to=round_to, **targets)
+    optimizer = SGD(net.param_groups(lr=0.1), momentum=0.9)
+    losses = train(net, optimizer, 0, 4)
+    assert net.progress == 1.0 and all(map(math.isfinite, losses))
+    assert_compact_is_exact(net)
+
+
+def averaged(net: hfp.GatedModel, average: hfp.GatedModel) -> None:
+    """An exponential moving average of the weights, as training recipes keep one beside the network."""
+    with torch.no_grad():
+        for mine, theirs in zip(average.parameters(), net.parameters(), strict=True):
+            mine.lerp_(theirs, 0.1)
+        for mine, theirs in zip(average.buffers(), net.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+def test_what_happens_between_two_steps_changes_no_step() -> None:
+    """Evaluation without gradients, a copy that is averaged, compaction, a state saved and loaded."""
+    alone, optimizer = wrapped()
+    expected = train(alone, optimizer, 0, STEPS + 2)
+    net, optimizer = wrapped()
+    average, losses = copy.deepcopy(net), []
+    for step in range(STEPS + 2):
+        losses += train(net, optimizer, step, step + 1)
+        averaged(net, average)
+        net.eval()
+        for silent in (torch.no_grad, torch.inference_mode):
+            with silent():
+                net(X), net.complexity_loss(), net.macs()
+        net.compact()
+        net.load_state_dict(copy.deepcopy(net.state_dict()))
+        net.train()
+    assert losses == expected
+    assert torch.equal(net.keep, alone.keep) and torch.equal(average.keep, alone.keep)
+    for each in (net, average):
+        assert_compact_is_exact(each)
 
 
 def test_gradients_may_be_accumulated_and_scaled() -> None:

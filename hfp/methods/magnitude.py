@@ -22,9 +22,7 @@ def relative_magnitude(model: nn.Module, table: ChannelTable) -> Tensor:
             if tensor.dim() > 1 and (name, dim) not in table.readers and bool(here.any()):
                 filters = tensor.detach().abs().double().cpu().transpose(0, dim).flatten(1)[here]
                 total.index_add_(0, vector[here], filters.sum(1))
-                count.index_add_(
-                    0, vector[here], torch.full_like(filters[:, 0], filters.shape[1])
-                )
+                count.index_add_(0, vector[here], torch.full_like(filters[:, 0], filters.shape[1]))
     mean = total / count.clamp_min(1.0)
     for group in table.groups:
         mean[group.channels] /= mean[group.channels].mean().clamp_min(torch.finfo(torch.float64).tiny)
