@@ -12,6 +12,7 @@ from torch import nn
 
 import models
 from hfp import report, trace
+from hfp.explain import table_text
 
 ROW = {"accuracy": 0.9731, "params": 1234, "params_share": 0.5, "macs": 56789, "macs_share": 0.4, "latency_ms": 1.25}
 RESULT: dict[str, Any] = {
