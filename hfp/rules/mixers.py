@@ -64,7 +64,7 @@ def convolution(ledger: Ledger, call: Call) -> Planes:
     if made is not None:
         ledger.produced.append(made)
     if bias is not None:
-        _add_bias(ledger, call, along_axis(call, bias, 1), planes)
+        _add_bias(ledger, call, _bias_along(call, bias, 1), planes)
     grid = x if transposed else call.out  # every weight is used once at each position of it
     _count(ledger, call, grid.shape[0] * prod(grid.shape[2:]) * prod(weight.shape[2:]), [(weight, 0), (weight, 1)])
     return planes
@@ -96,7 +96,7 @@ def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None)
         _read(ledger, call, inputs[0], weight, _ids(ledger, call, weight, 1))
 
 
-def along_axis(call: Call, bias: Tensor, axis: int) -> tuple[Planes, tuple[int, ...]]:
+def _bias_along(call: Call, bias: Tensor, axis: int) -> tuple[Planes, tuple[int, ...]]:
     """Planes and shape of a vector, as if it lay along `axis`."""
     return tuple(plane.reshape((1,) * axis + (-1,)) for plane in call.planes_of(bias)), (1,) * axis + tuple(bias.shape)
 
