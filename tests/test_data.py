@@ -14,8 +14,12 @@ from torch import Tensor
 from hfp.experiment import data
 from hfp.experiment.images import FolderImages, MemoryImages
 
-# Python 3.12 warns of every fork of a process that has threads; torch's loader forks its workers.
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+# Python 3.12 warns of every fork of a process that has threads; torch's loader forks its workers, and warns where a
+# test asks for more of them than there are cores.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")
