@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL at random moments, resume it each time, and compare with a run left in peace.
 
-    python benchmarks/kill_resume.py --kills 10 --output benchmarks/results/kill_resume.json
+    python benchmarks/kill_resume.py --kills 10
 
 Everything has to be equal bit by bit: losses of every epoch, keep vector, weights, optimizer state, final accuracies.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, machine, write_json
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -97,7 +98,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--output", type=Path, help="write the result here, as JSON")
+    parser.add_argument("--output", type=Path, default=RESULTS / "kill_resume.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         peaceful, hunted = Path(temporary) / "peaceful", Path(temporary) / "hunted"
@@ -113,6 +114,9 @@ def main() -> int:
         window = (0.5 * startup, startup + 1.2 * trained / max(given.kills, 1))
         kills = kill_and_resume(hunted, SETTINGS, given.kills, window, random.Random(given.seed))
         result: dict[str, Any] = {
+            "machine": machine(),
+            "settings": SETTINGS,
+            "seed": given.seed,
             "kills": kills,
             "seconds_in_peace": seconds,
             "differences": differences(peaceful, hunted),
@@ -120,9 +124,7 @@ def main() -> int:
     table = Table("kills", "seconds of a run in peace", "differences")
     table.add_row(str(kills), f"{seconds:.1f}", "; ".join(result["differences"]) or "none, bit by bit")
     Console().print(table)
-    if given.output is not None:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(result, indent=2))
+    write_json(given.output, result)
     return 1 if result["differences"] else 0
 
 

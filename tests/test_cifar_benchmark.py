@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 
 from hfp.experiment.settings import parse
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 cifar: Any = importlib.import_module("cifar")
 
 RECIPE = (
