@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hfp.cost import Cost, Factor, build
-from hfp.labels import FIXED, Ledger, Place, Term, components
+from hfp.labels import FIXED, Ledger, Place, Term, components, prunable
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ class ChannelTable:
 def build_table(ledger: Ledger, parameters: list[str], inputs: dict[str, Any]) -> ChannelTable:
     """The table that a ledger amounts to. `parameters`: names of the tensors that count as parameters."""
     root = components(ledger.size, ledger.ties)
-    prunable = torch.zeros(ledger.size, dtype=torch.bool)
+    free = torch.zeros(ledger.size, dtype=torch.bool)
     for made in ledger.produced:
-        prunable[root[made]] = True
+        free[root[made]] = True
     for pin in ledger.pins:
-        prunable[root[pin.ids]] = False
+        free[root[pin.ids]] = False
     # Channels are numbered in the order of their smallest id, which is the order of the model's own tensors.
     number = torch.full((ledger.size,), FIXED)
-    number[prunable] = torch.arange(int(prunable.sum()))
+    number[free] = torch.arange(int(free.sum()))
     channel = number[root]
     axes = {name: tuple(channel[vector] for vector in ids) for name, ids in ledger.axes.items()}
 
@@ -117,7 +117,7 @@ def build_table(ledger: Ledger, parameters: list[str], inputs: dict[str, Any]) -
     def factor(vector: Tensor) -> Factor:
         return Factor.of(channel[vector])
 
-    count = int(prunable.sum())
+    count = int(free.sum())
 
     def cost(terms: list[Term]) -> Cost:
         return build(count, [(term.coefficient, tuple(map(factor, term.factors))) for term in terms])
@@ -128,9 +128,9 @@ def build_table(ledger: Ledger, parameters: list[str], inputs: dict[str, Any]) -
         groups=_groups(axes, count, wide),
         pinned=_pinned(ledger, root, channel),
         readers=tuple(
-            (name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims) if _prunable(axes[name][dim])
+            (name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims) if prunable(axes[name][dim])
         ),
-        attributes={where: channel[ids] for where, ids in ledger.attributes.items() if _prunable(channel[ids])},
+        attributes={where: channel[ids] for where, ids in ledger.attributes.items() if prunable(channel[ids])},
         macs=cost(ledger.macs),
         params=build(count, [(1, tuple(Factor.of(vector) for vector in axes[name])) for name in parameters]),
         ptflops=None if ledger.ptflops is None else cost(ledger.ptflops),
@@ -140,16 +140,12 @@ def build_table(ledger: Ledger, parameters: list[str], inputs: dict[str, Any]) -
     )
 
 
-def _prunable(vector: Tensor) -> bool:
-    return bool((vector != FIXED).any())
-
-
 def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, wide: Tensor) -> tuple[Group, ...]:
     """Channels with the same places, in the order of their first channel."""
     places = []  # (tensor name, dim, how many indices of it each channel takes up)
     for name, ids in axes.items():
         for dim, vector in enumerate(ids):
-            if _prunable(vector):
+            if prunable(vector):
                 places.append((name, dim, vector[vector != FIXED].bincount(minlength=count)))
     # Equal sums of sizes times random numbers, 128 bits of them, mean equal sizes in all places.
     random = torch.randint(-(2**62), 2**62, (len(places), 2), generator=torch.Generator().manual_seed(0))

@@ -49,6 +49,11 @@ def along(ids: Tensor, axis: int, rank: int) -> Tensor:
     return ids.reshape([-1 if d == axis % rank else 1 for d in range(rank)])
 
 
+def prunable(channels: Tensor) -> bool:
+    """Whether any index of an axis, given by its channel numbers, can be removed."""
+    return bool((channels != FIXED).any())
+
+
 @dataclass(frozen=True)
 class Place:
     """Where in a model an operator ran."""

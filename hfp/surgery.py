@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
 from hfp.inputs import Arguments
-from hfp.labels import FIXED
+from hfp.labels import prunable
 from hfp.tracing import named_tensors, tensors_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def cut(model: nn.Module, table: ChannelTable, keep: Tensor, *, device: torch.de
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(model).items():
         memo[id(tensor)] = _sliced(
-            tensor, [live(vector, keep) if _prunable(vector) else None for vector in table.axes[name]], device
+            tensor, [live(vector, keep) if prunable(vector) else None for vector in table.axes[name]], device
         )
     for module in model.modules():
         for value in vars(module).values():
@@ -77,10 +77,6 @@ def cut(model: nn.Module, table: ChannelTable, keep: Tensor, *, device: torch.de
     for module in small.modules():
         _set_widths(module)
     return small
-
-
-def _prunable(vector: Tensor) -> bool:
-    return bool((vector != FIXED).any())
 
 
 def _sliced(old: Tensor, indices: list[Tensor | None], device: torch.device | str | None) -> Tensor:

@@ -41,6 +41,12 @@ LINE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables as wide as where there is no terminal, whatever runs the tests."""
+    monkeypatch.setenv("COLUMNS", str(report.PLAIN_WIDTH))
+
+
 @pytest.mark.parametrize(
     ("name", "params", "macs"),
     [("lenet5", 431_080, 2_293_000), ("resnet20", 269_722, 40_551_040), ("resnet56", 853_018, 125_485_696)],

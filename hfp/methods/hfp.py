@@ -3,15 +3,16 @@
 Holistic Filter Pruning, Enderich, Timm and Burgard, arXiv 2009.08169. Known from the paper: a gate per channel, an
 indicator with a straight-through gradient, live parameters and multiplications compared with both targets after each
 forward pass, gradient descent that spreads one budget over all layers. Reconstructed, since the paper's formulas,
-strengths and schedules were not available, and decided by our own ablations:
+strengths and schedules were not available (what was tried so far is in docs/tried.md):
 
     phi   1 for the channels above the global threshold, 0 for the others; what the network computes with
     task  d phi / d g := -(dL / d phi), so the task opens a gate by (dL / d phi)^2, however the sign
     cost  d phi / d g := g,             so the complexity loss closes it by g * (dC / d phi)
 
-The paper's own form, d phi / d g := sign(g), adds up dL / d phi, which is zero on average in a network that has been
-trained: such gates move by noise. Its square does not vanish; it is the Fisher information of the gate, an estimate of
-what removing the channel costs (Molchanov et al., arXiv 1906.10771). Gates rest where both pulls are equal,
+A form such as d phi / d g := sign(g) adds up dL / d phi, which is zero on average in a network that has been trained:
+we argue, and have not measured, that such gates would move by noise. Its square does not vanish; it is the Fisher
+information of the gate, an estimate of what removing the channel costs (Molchanov et al., arXiv 1906.10771). Gates rest
+where both pulls are equal,
 
     g = (dL / d phi)^2 / (dC / d phi),
 
