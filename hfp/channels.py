@@ -9,8 +9,8 @@ in cost, and at least one of them always stays.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from hfp.cost import Cost, Factor, build
-from hfp.labels import FIXED, Ledger, Place, Term, components, prunable
+from hfp.labels import FIXED, Ledger, Place, Term, extended, prunable
+from hfp.operands import Operand
+from hfp.resolve import Numbering, resolve
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,16 @@ class ChannelTable:
     """Which channels a model has and where each of them stands. Printing it explains groups and what is pinned."""
 
     axes: dict[str, tuple[Tensor, ...]]
-    """Tensor name -> for each of its dims the channel number at every index; FIXED where nothing can be removed."""
+    """Tensor name -> for each of its dims the channel number at every index; FIXED where nothing can be removed.
+    Numbers from `channels` on stand for rows of `products`."""
+    products: Tensor
+    """(n, factors) channels: an index that belongs to several (a head, and a place in it) lives if all of them do."""
     groups: tuple[Group, ...]
     pinned: tuple[Pinned, ...]
     readers: tuple[tuple[str, int], ...]
     """(tensor name, dim) where channels are read: the places of the gates."""
+    operands: tuple[Operand, ...]
+    """Arguments in which removed channels have to be hidden, of functions that work across channels."""
     attributes: dict[tuple[str, str], Tensor]
     """(module, attribute) of an integer that no tensor tells, such as groups -> the channel of each that it counts."""
     macs: Cost
@@ -84,6 +91,10 @@ class ChannelTable:
             numbers[group.channels] = number
         return numbers
 
+    def extended(self, values: Tensor) -> Tensor:
+        """What holds for channels (channels,), looked up by the numbers in `axes`: also for products and FIXED."""
+        return extended(values, self.products.to(values.device))
+
     def fingerprint(self) -> str:
         """A hash of names, shapes and channel numbers: with equal ones, the same keep vector cuts alike."""
         digest = hashlib.sha256()
@@ -91,6 +102,7 @@ class ChannelTable:
             digest.update(name.encode())
             for vector in ids:
                 digest.update(b"|" + vector.numpy().astype("<i8").tobytes())
+        digest.update(self.products.numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:32]
 
     def __str__(self) -> str:
@@ -99,95 +111,114 @@ class ChannelTable:
         return table_text(self)
 
 
-def build_table(ledger: Ledger, parameters: list[str], inputs: dict[str, Any]) -> ChannelTable:
+def build_table(ledger: Ledger, operands: list[Operand], parameters: list[str], inputs: dict[str, Any]) -> ChannelTable:
     """The table that a ledger amounts to. `parameters`: names of the tensors that count as parameters."""
-    root = components(ledger.size, ledger.ties)
-    free = torch.zeros(ledger.size, dtype=torch.bool)
-    for made in ledger.produced:
-        free[root[made]] = True
-    for pin in ledger.pins:
-        free[root[pin.ids]] = False
-    # Channels are numbered in the order of their smallest id, which is the order of the model's own tensors.
-    number = torch.full((ledger.size,), FIXED)
-    number[free] = torch.arange(int(free.sum()))
-    channel = number[root]
-    axes = {name: tuple(channel[vector] for vector in ids) for name, ids in ledger.axes.items()}
+    numbering = resolve(ledger)
+    count, products = numbering.channels, numbering.products
+
+    def channel(ids: Tensor) -> Tensor:
+        return torch.where(ids < 0, FIXED, numbering.of[ids])
 
     @cache  # a tensor is looked up by identity
-    def factor(vector: Tensor) -> Factor:
-        return Factor.of(channel[vector])
-
-    count = int(free.sum())
+    def factor(ids: Tensor) -> Factor:
+        return Factor.of(channel(ids))
 
     def cost(terms: list[Term]) -> Cost:
-        return build(count, [(term.coefficient, tuple(map(factor, term.factors))) for term in terms])
+        return build(count, [(term.coefficient, tuple(map(factor, term.factors))) for term in terms], products)
 
-    wide = channel[torch.cat(ledger.wide)] if ledger.wide else torch.empty(0, dtype=torch.long)
+    axes = {name: tuple(map(channel, ids)) for name, ids in ledger.axes.items()}
+    wide = channel(torch.cat(ledger.wide)) if ledger.wide else torch.empty(0, dtype=torch.long)
+    whole = build(count, [(1, tuple(Factor.of(vector) for vector in axes[name])) for name in parameters], products)
+    hidden = [replace(operand, channels=channel(operand.channels)) for operand in operands]
     return ChannelTable(
         axes=axes,
-        groups=_groups(axes, count, wide),
-        pinned=_pinned(ledger, root, channel),
+        products=products,
+        groups=_groups(axes, count, products, wide),
+        pinned=_pinned(ledger, numbering),
         readers=tuple(
             (name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims) if prunable(axes[name][dim])
         ),
-        attributes={where: channel[ids] for where, ids in ledger.attributes.items() if prunable(channel[ids])},
+        operands=tuple(operand for operand in hidden if prunable(operand.channels)),
+        attributes={where: channel(ids) for where, ids in ledger.attributes.items() if prunable(channel(ids))},
         macs=cost(ledger.macs),
-        params=build(count, [(1, tuple(Factor.of(vector) for vector in axes[name])) for name in parameters]),
+        params=whole,
         ptflops=None if ledger.ptflops is None else cost(ledger.ptflops),
         notes=tuple(ledger.notes),
         inputs=inputs,
-        channel_of=channel,
+        channel_of=numbering.of,
     )
 
 
-def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, wide: Tensor) -> tuple[Group, ...]:
-    """Channels with the same places, in the order of their first channel."""
-    places = []  # (tensor name, dim, how many indices of it each channel takes up)
-    for name, ids in axes.items():
-        for dim, vector in enumerate(ids):
-            if prunable(vector):
-                places.append((name, dim, vector[vector != FIXED].bincount(minlength=count)))
+def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, products: Tensor, wide: Tensor) -> tuple[Group, ...]:
+    """Channels with the same places, and the same partners in products, in the order of their first channel."""
+    places = [(name, dim) for name, ids in axes.items() for dim, vector in enumerate(ids) if prunable(vector)]
+    numbers = count + len(products)
+    # (place, number) as one number, for every pair that there is, and how many indices of the place have that number.
+    vectors = [axes[name][dim] for name, dim in places]
+    pairs = [vector[vector != FIXED] + numbers * row for row, vector in enumerate(vectors)]
+    met, times = torch.cat([torch.empty(0, dtype=torch.long), *pairs]).unique(return_counts=True)
+    place, number = met // max(numbers, 1), met % max(numbers, 1)
     # Equal sums of sizes times random numbers, 128 bits of them, mean equal sizes in all places.
     random = torch.randint(-(2**62), 2**62, (len(places), 2), generator=torch.Generator().manual_seed(0))
-    signature = torch.zeros(count, 2, dtype=torch.long)
-    for (_, _, sizes), numbers in zip(places, random, strict=True):
-        signature += sizes[:, None] * numbers
-    members: dict[tuple[int, int], list[int]] = defaultdict(list)
+    sums = torch.zeros(numbers, 2, dtype=torch.long).index_add_(0, number, times[:, None] * random[place])
+    signature = with_products(sums, count, products)
+    if len(products):
+        together = sums[count:] + torch.cat([signature, signature.new_zeros(1, 2)])[products].sum(1)
+        whole = together * together.flip(1)  # a sum of squares tells partners apart, where a plain sum does not
+        signature = with_products(torch.cat([signature, whole]), count, products)
+    same: dict[tuple[int, int], list[int]] = defaultdict(list)
     for channel, (a, b) in enumerate(signature.tolist()):
-        members[a, b].append(channel)
+        same[a, b].append(channel)
     lonely = set(wide.tolist())
-    groups = []
-    for channels in members.values():
-        where = [(name, dim, int(sizes[channels[0]])) for name, dim, sizes in places if sizes[channels[0]]]
-        groups.append(
-            Group(
-                torch.tensor(channels),
-                members=tuple((name, dim) for name, dim, _ in where),
-                sizes=tuple(size for *_, size in where),
-                least=2 if len(channels) > 1 and not lonely.isdisjoint(channels) else 1,
-            )
+    sizes = _sizes([channels[0] for channels in same.values()], place, number, times, count, products)
+    return tuple(
+        Group(
+            torch.tensor(channels),
+            members=tuple(places[row] for row in sorted(mine)),
+            sizes=tuple(mine[row] for row in sorted(mine)),
+            least=2 if len(channels) > 1 and not lonely.isdisjoint(channels) else 1,
         )
-    return tuple(groups)
+        for channels, mine in zip(same.values(), sizes, strict=True)
+    )
 
 
-def _pinned(ledger: Ledger, root: Tensor, channel: Tensor) -> tuple[Pinned, ...]:
+def _sizes(
+    channels: list[int], place: Tensor, number: Tensor, times: Tensor, count: int, products: Tensor
+) -> list[Counter[int]]:
+    """For each of `channels`: place -> how many of its indices the channel takes up, alone and in products."""
+    factors = torch.full((count + len(products), max(products.shape[1], 1)), FIXED)  # of every number
+    factors[:count, 0] = torch.arange(count)
+    factors[count:, : products.shape[1]] = products
+    asked = torch.full((count + 1,), FIXED)  # the last entry is for FIXED
+    asked[channels] = torch.arange(len(channels))
+    sizes: list[Counter[int]] = [Counter() for _ in channels]
+    for column in asked[factors[number]].unbind(1):
+        here = column != FIXED
+        for row, where, size in zip(*(x[here].tolist() for x in (column, place, times)), strict=True):
+            sizes[row][where] += size
+    return sizes
+
+
+def with_products(values: Tensor, count: int, products: Tensor) -> Tensor:
+    """(count, ...) for every channel the sum of `values` (count + products, ...), its own and those of its products."""
+    total = values[:count].clone()
+    for column in products.unbind(1):
+        total.index_add_(0, column[column != FIXED], values[count:][column != FIXED])
+    return total
+
+
+def _pinned(ledger: Ledger, numbering: Numbering) -> tuple[Pinned, ...]:
     """For every axis that a mixer makes and that stays whole, in all or in part: the first reason met."""
-    first: dict[int, int] = {}
-    for number, pin in enumerate(ledger.pins):
-        for component in root[pin.ids].unique().tolist():
-            first.setdefault(component, number)
     made = torch.zeros(ledger.size, dtype=torch.bool)
     for vector in ledger.produced:
         made[vector] = True
     rows = []
     for name, ids in ledger.axes.items():
         for dim, vector in enumerate(ids):
-            whole = vector[made[vector] & (channel[vector] == FIXED)]
-            reasons: dict[int, int] = defaultdict(int)
-            for component in root[whole].tolist():
-                reasons[first[component]] += 1
-            rows += [
-                Pinned(name, dim, count, ledger.pins[pin].reason, ledger.pins[pin].place)
-                for pin, count in reasons.items()
-            ]
+            whole = vector[made[vector] & (numbering.of[vector] == FIXED)]
+            for number, times in zip(
+                *(x.tolist() for x in numbering.why[whole].unique(return_counts=True)), strict=True
+            ):
+                pin = numbering.pins[number]
+                rows.append(Pinned(name, dim, times, pin.reason, pin.place))
     return tuple(rows)

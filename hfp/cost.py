@@ -1,8 +1,8 @@
 """Parameters and multiply-adds as polynomials of live counts.
 
 Every cost is a sum of products: a coefficient times the live lengths of a few axes, and the live length of an axis is a
-fixed part plus a weighted sum of gates. In float64 that is exact for gates of 0 and 1 (up to 2**53), and differentiable
-in between.
+fixed part plus a weighted sum of gates, or of products of gates (a head of attention times a place in it). In float64
+that is exact for gates of 0 and 1 (up to 2**53), and differentiable in between.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hfp.labels import FIXED
+from hfp.labels import FIXED, extended
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +44,14 @@ class Cost:
     coefficients: Tensor  # (terms,) float64
     factors: Tensor  # (terms, degree) long; the last axis is the constant 1, as padding
     fixed: Tensor  # (axes + 1,) float64
-    entries: Tensor  # (2, n) long: (axis, channel)
+    entries: Tensor  # (2, n) long: (axis, channel or product of channels)
     weights: Tensor  # (n,) float64
+    products: Tensor  # (products, factors) long, see `hfp.labels.extended`
 
     def live(self, gates: Tensor) -> Tensor:
         """(axes + 1,) the live length of each axis, for gates (channels,)."""
         axis, channel = self.entries
-        return self.fixed.index_add(0, axis, self.weights * gates.to(self.weights)[channel])
+        return self.fixed.index_add(0, axis, self.weights * extended(gates.to(self.weights), self.products)[channel])
 
     def __call__(self, gates: Tensor) -> Tensor:
         """The cost for gates (channels,), a float64 scalar."""
@@ -65,13 +66,11 @@ class Cost:
 
     @cache  # noqa: B019 - one entry for each device that a cost is ever used on
     def to(self, device: torch.device) -> Cost:
-        moved = (
-            tensor.to(device) for tensor in (self.coefficients, self.factors, self.fixed, self.entries, self.weights)
-        )
-        return Cost(self.channels, *moved)
+        tensors = (self.coefficients, self.factors, self.fixed, self.entries, self.weights, self.products)
+        return Cost(self.channels, *(tensor.to(device) for tensor in tensors))
 
 
-def build(channels: int, terms: list[tuple[int, tuple[Factor, ...]]]) -> Cost:
+def build(channels: int, terms: list[tuple[int, tuple[Factor, ...]]], products: Tensor) -> Cost:
     """Equal terms are added up, equal axes stored once; axes that cannot shrink go into the coefficient."""
     axes: dict[tuple[int, bytes, bytes], int] = {}
     stored: list[Factor] = []
@@ -99,4 +98,5 @@ def build(channels: int, terms: list[tuple[int, tuple[Factor, ...]]]) -> Cost:
         fixed=torch.tensor([factor.fixed for factor in stored] + [1], dtype=torch.float64),
         entries=torch.stack([torch.cat([empty, *axis]), torch.cat([empty, *(factor.channels for factor in stored)])]),
         weights=torch.cat([empty, *(factor.weights for factor in stored)]).double(),
+        products=products,
     )

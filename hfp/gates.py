@@ -2,23 +2,33 @@
 
 Every weight that reads channels is multiplied, column by column, by the gates of the channels it reads. That equals
 slicing those columns, whatever lies between the layer that makes a channel and the one that reads it (the shift of a
-batch norm, a sigmoid, a constant): a gate of 0 at the producer would leave f(0) behind. The model itself is not
+batch norm, a sigmoid, a constant): a gate of 0 at the producer would leave f(0) behind. Functions that work across
+channels without a weight get arguments in which removed channels are hidden (`hfp.operands`). The model itself is not
 touched: the gated weights stand in for its own during one forward.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hfp.channels import ChannelTable
+from hfp.labels import extended
+from hfp.opened import OPENED
+from hfp.operands import Operand, hide
+from hfp.position import Position, Site
 from hfp.tracing import aliases
 
 
 class Readers(nn.Module):
-    """The weights of a model that read prunable channels, and the channels along their reading dims."""
+    """What reads prunable channels in a model, and the channels it reads: weights, and operands of functions."""
+
+    products: Tensor
 
     def __init__(self, model: nn.Module, table: ChannelTable) -> None:
         super().__init__()
@@ -26,24 +36,79 @@ class Readers(nn.Module):
         for alias, name in aliases(model).items():
             names.setdefault(name, []).append(alias)
         self.places = [(name, dim, tuple(names[name])) for name, dim in table.readers]
+        self.operands = table.operands
+        self.register_buffer("products", table.products, persistent=False)
         for number, (name, dim, _) in enumerate(self.places):
             self.register_buffer(f"channels{number}", table.axes[name][dim], persistent=False)
+        for number, operand in enumerate(self.operands):
+            self.register_buffer(f"hidden{number}", operand.channels, persistent=False)
+        self.at = {training: _by_site(self.operands, training) for training in (True, False)}
+        self.opened = {operand.site.inside for operand in self.operands}
 
     def gated(self, model: nn.Module, gates: Tensor) -> dict[str, Tensor]:
         """Name -> weight times the gates (channels,) of what it reads, under every name that the weight has."""
-        padded = torch.cat([gates, gates.new_ones(1)])  # FIXED, -1, looks up the last entry
+        every = extended(gates, self.products)
         found: dict[str, Tensor] = {}
-        for number, (name, dim, every) in enumerate(self.places):
+        for number, (name, dim, names) in enumerate(self.places):
             weight = found.get(name)
             if weight is None:
                 weight = model.get_parameter(name)
-            columns = padded[getattr(self, f"channels{number}")].to(weight)
+            columns = every[getattr(self, f"channels{number}")].to(weight)
             found.update(
-                dict.fromkeys(every, weight * columns.reshape([-1 if d == dim else 1 for d in range(weight.dim())]))
+                dict.fromkeys(names, weight * columns.reshape([-1 if d == dim else 1 for d in range(weight.dim())]))
             )
         return found
+
+    def operands_at(self, site: Site, training: bool) -> list[int]:
+        """The numbers of the operands of the function that is called there."""
+        return self.at[training].get(site) or self.at[training].get(site._replace(call=0)) or []
+
+
+def _by_site(operands: tuple[Operand, ...], training: bool) -> dict[Site, list[int]]:
+    """Site -> operands. Under call 0 those of a function whose module is called any number of times, always alike."""
+    exact: dict[Site, list[int]] = defaultdict(list)
+    for number, operand in enumerate(operands):
+        if operand.training == training:
+            exact[operand.site].append(number)
+    alike: dict[Site, dict[Any, list[int]]] = defaultdict(dict)
+    for site, numbers in exact.items():
+        what = tuple((operands[n].argument, operands[n].axis, operands[n].channels.numpy().tobytes()) for n in numbers)
+        alike[site._replace(call=0)][what] = numbers
+    return {**exact, **{site: next(iter(ways.values())) for site, ways in alike.items() if len(ways) == 1}}
+
+
+class _Hiding(TorchFunctionMode):
+    """Hides removed channels from the functions that work across them."""
+
+    def __init__(self, model: nn.Module, readers: Readers, gates: Tensor) -> None:
+        super().__init__()
+        self.position = Position(model)
+        self.readers = readers
+        self.training = model.training
+        self.gates = extended(gates, readers.products)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            return func(*args, **kwargs)
+        site = self.position.site(name)
+        if func in OPENED and site.frame in self.readers.opened:
+            with self.position.inside(site), self:
+                return OPENED[func](*args, **kwargs)
+        numbers = self.readers.operands_at(site, self.training)
+        if numbers:
+            operands = [self.readers.operands[number] for number in numbers]
+            gates = [self.gates[getattr(self.readers, f"hidden{number}")] for number in numbers]
+            args, kwargs = hide(operands, gates, args, kwargs)
+        return func(*args, **kwargs)
 
 
 def gated_forward(model: nn.Module, readers: Readers, gates: Tensor, *args: Any, **kwargs: Any) -> Any:
     """`model(*args, **kwargs)` with every channel multiplied by its gate where it is read."""
-    return torch.func.functional_call(model, readers.gated(model, gates), args, kwargs, tie_weights=False)
+    with ExitStack() as stack:
+        if readers.operands:
+            hiding = _Hiding(model, readers, gates)
+            stack.enter_context(hiding.position.following())
+            stack.enter_context(hiding)
+        return torch.func.functional_call(model, readers.gated(model, gates), args, kwargs, tie_weights=False)

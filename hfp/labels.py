@@ -1,57 +1,54 @@
-"""Labels: which channel every element of a tensor belongs to, and what a run says of them.
+"""Labels: which channel every index of a tensor's axes belongs to, and what a run says of them.
 
 Each dim of each named tensor (parameter or buffer) of a model gets one integer id per index, so that a convolution
-weight of shape (O, I, 3, 3) holds O + I + 3 + 3 ids. The ids travel with the values: an activation is shadowed by
-*planes*, integer tensors that tell for each element the id it belongs to. What operators do to planes is said in
-`hfp.rules`; what they find out (these ids are one channel, that id must stay) is written down in a `Ledger`.
+weight of shape (O, I, 3, 3) holds O + I + 3 + 3 ids. The ids travel with the values: every axis of an activation has a
+vector of ids, or None where nothing on it can be removed. What operators do to labels is said in `hfp.rules`; what they
+find out (these ids are one channel, that id must stay) is written down in a `Ledger`.
 
-A plane is kept *compressed*: it has the rank of its tensor and size 1 along every axis on which it does not vary, so
-the
-plane of an activation of shape (32, 64, 56, 56) is (1, 64, 1, 1). A tensor may have several planes (a weight has one
-for each dim); two planes of one tensor never vary along the same axis, except right after a view that merges axes.
+A view that splits a labelled axis (the 12 * 64 outputs of a query projection into 12 heads of 64) makes *factors*: ids
+for the heads, and ids for the places within a head. An index of the axis that was split lives if and only if all its
+factors do, which is written down as a *product*. A view that merges two labelled axes makes products likewise.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-FIXED = -1  # the id of an element that belongs to no channel: input pixels, zero padding, constants
+FIXED = -1  # the id of an index that belongs to no channel: input pixels, zero padding, constants
+ANY = -2  # the id of an index that is like its neighbours, and can belong to any channel: zeros(8), x.expand(8)
 
-Planes = tuple[Tensor, ...]
-
-
-def compress(plane: Tensor) -> Tensor:
-    """Size 1 along every axis on which `plane` is constant."""
-    for axis, size in enumerate(plane.shape):
-        if size > 1:
-            first = plane.narrow(axis, 0, 1)
-            if plane.stride(axis) == 0 or bool((plane == first).all()):
-                plane = first
-    return plane
+Labels = tuple[Tensor | None, ...]
+"""For each axis of a tensor the ids (n,) along it, or None. An axis of length 1 has none: it cannot get shorter."""
 
 
-def varying(plane: Tensor) -> set[int]:
-    """The axes along which a compressed plane varies."""
-    return {axis for axis, size in enumerate(plane.shape) if size != 1}
-
-
-def align(plane: Tensor, rank: int) -> Tensor:
-    """Leading axes of size 1, as broadcasting adds them."""
-    return plane.reshape((1,) * (rank - plane.dim()) + plane.shape)
-
-
-def along(ids: Tensor, axis: int, rank: int) -> Tensor:
-    """The plane that varies along one axis only."""
-    return ids.reshape([-1 if d == axis % rank else 1 for d in range(rank)])
+def anything(length: int) -> Tensor:
+    """The labels of an axis on which all values are alike."""
+    return torch.full((length,), ANY)
 
 
 def prunable(channels: Tensor) -> bool:
     """Whether any index of an axis, given by its channel numbers, can be removed."""
-    return bool((channels != FIXED).any())
+    return bool((channels >= 0).any())
+
+
+def extended(values: Tensor, products: Tensor) -> Tensor:
+    """What holds for channels (channels,), extended to products (n, factors) of channels, and 1 for FIXED, the last.
+
+    Differentiable; a boolean vector stays one.
+
+    >>> extended(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([[0, 1], [0, 2]]))
+    tensor([1., 0., 1., 0., 1., 1.])
+    """
+    one = values.new_ones(1)
+    if not len(products):
+        return torch.cat([values, one])
+    factors = torch.cat([values, one])[products].unbind(1)
+    return torch.cat([values, functools.reduce(torch.mul, factors), one])
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,17 @@ class Term:
     module: str
 
 
+@dataclass(frozen=True)
+class Ask:
+    """An operator works across these channels, so removed ones have to be hidden from it, see `hfp.operands`."""
+
+    ids: Tensor
+    how: str
+    reason: str
+    """Why they must stay whole if they cannot be hidden."""
+    place: Place
+
+
 @dataclass
 class Ledger:
     """What the labelled runs of one model found out."""
@@ -93,7 +101,10 @@ class Ledger:
     """Tensor name -> the ids along each of its dims."""
     ties: list[Tensor] = field(default_factory=list)
     """Pairs (2, n) of ids that are the same channel."""
+    products: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(ids (n,), their factors (n, k)): an id lives if and only if all its factors do."""
     pins: list[Pin] = field(default_factory=list)
+    asks: list[Ask] = field(default_factory=list)
     produced: list[Tensor] = field(default_factory=list)
     """Ids that a mixer made: only these can ever be pruned."""
     readers: dict[str, set[int]] = field(default_factory=dict)
@@ -110,43 +121,60 @@ class Ledger:
 
     def number(self, name: str, shape: Sequence[int]) -> None:
         """Give new ids to every dim of the tensor `name`."""
-        starts = [self.size + sum(shape[:dim]) for dim in range(len(shape))]
-        self.axes[name] = tuple(
-            torch.arange(start, start + length) for start, length in zip(starts, shape, strict=True)
-        )
-        self.size += sum(shape)
+        self.axes[name] = tuple(self.fresh(length) for length in shape)
 
-    def planes(self, name: str) -> Planes:
-        """The planes of the tensor `name` itself: one for each dim that is longer than 1."""
-        ids = self.axes[name]
-        return tuple(along(vector, dim, len(ids)) for dim, vector in enumerate(ids) if len(vector) > 1)
+    def fresh(self, count: int) -> Tensor:
+        """(count,) new ids."""
+        self.size += count
+        return torch.arange(self.size - count, self.size)
+
+    def labels(self, name: str) -> Labels:
+        """The labels of the tensor `name` itself."""
+        return tuple(ids if len(ids) > 1 else None for ids in self.axes[name])
 
     def tie(self, a: Tensor, b: Tensor, place: Place) -> None:
         """Element by element, the ids in `a` and `b` (shapes that broadcast) are one channel.
 
         Invariant: an id that meets FIXED is pinned.
         """
+        if a is b:
+            return
         a, b = torch.broadcast_tensors(a, b)
         a, b = a.reshape(-1), b.reshape(-1)
         lost = torch.where(a == FIXED, b, a)[(a == FIXED) != (b == FIXED)]
         if lost.numel():
             self.pin(lost, "meets values that belong to no channel at the same positions", place)
-        both = (a != FIXED) & (b != FIXED) & (a != b)
+        both = (a >= 0) & (b >= 0) & (a != b)
         if both.any():
             self.ties.append(torch.stack([a[both], b[both]]))
 
     def pin(self, ids: Tensor, reason: str, place: Place) -> None:
         ids = ids.reshape(-1)
-        ids = ids[ids != FIXED]
+        ids = ids[ids >= 0]
         if ids.numel():
             self.pins.append(Pin(ids, reason, place))
 
-    def vector(self, plane: Tensor, axis: int, place: Place) -> Tensor:
-        """The ids along `axis`; ids that share a position on it are one channel, whatever they do along other axes."""
-        rows = plane.movedim(axis, 0).reshape(plane.shape[axis], -1)
-        if rows.shape[1] > 1:
-            self.tie(rows[:, :1], rows, place)
-        return rows[:, 0]
+    def ask(self, ids: Tensor, how: str, reason: str, place: Place) -> None:
+        """Have removed channels hidden from the operator that is running; if that cannot be done, they are pinned."""
+        self.asks.append(Ask(ids, how, reason, place))
+
+    def split(self, ids: Tensor, place: Place) -> list[Tensor]:
+        """Factors of the ids (a, b, ...) that a view has spread over several axes: one vector for each axis."""
+        factors = [self.fresh(length) for length in ids.shape]
+        grid = torch.cartesian_prod(*factors)
+        ids = ids.flatten()
+        self.pin(grid[ids == FIXED].unique(), "meets values that belong to no channel at the same positions", place)
+        self.products.append((ids[ids >= 0], grid[ids >= 0]))
+        return factors
+
+    def merge(self, factors: Sequence[Tensor]) -> Tensor:
+        """(n,) the ids of an axis on which several vectors (n,) of ids have come to lie."""
+        factors = [vector for vector in factors if bool((vector != ANY).any())] or [factors[0]]
+        if len(factors) == 1:
+            return factors[0]
+        ids = self.fresh(len(factors[0]))
+        self.products.append((ids, torch.stack(list(factors), 1)))
+        return ids
 
 
 def components(size: int, ties: Iterable[Tensor]) -> Tensor:

@@ -25,17 +25,17 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from hfp.labels import Planes, Term, varying
+from hfp.labels import Labels, Term
+from hfp.position import Position
 
 
-class Labels(NamedTuple):
-    """The extent of a tensor along an axis on which channels lie: the labels of `plane` along `axis`."""
+class Labelled(NamedTuple):
+    """The extent of a tensor along an axis on which channels lie."""
 
-    plane: Tensor
-    axis: int
+    ids: Tensor
 
 
-Extent = int | Labels
+Extent = int | Labelled
 Sum = list[list[Any]]
 """A sum of products: [[a, b], [c]] is a * b + c. The entries are extents, or fixed numbers."""
 Extents = Callable[[Any], list[Extent]]
@@ -47,7 +47,7 @@ class NotPolynomial(Exception):
 
 
 def length(extent: Extent) -> int:
-    return extent if isinstance(extent, int) else extent.plane.shape[extent.axis]
+    return extent if isinstance(extent, int) else len(extent.ids)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -89,24 +89,17 @@ def conv(extents: Extents, module: Any, inputs: Sequence[Any], output: Any) -> S
 
 
 def attention(extents: Extents, module: Any, inputs: Sequence[Any], output: Any) -> Sum:
-    """Scaling, projections, scores, softmax, weighted sum, output projection; its functions are counted once more."""
-    query, key, value = inputs
-    batch, along = (0, 1) if module.batch_first else (1, 0)
-    (images, q, k, v), heads = (extents(query)[batch], *(extents(x)[along] for x in inputs)), module.num_heads
-    width, key_width, value_width = (extents(x)[2] for x in inputs)
-    products: Sum = [[q, width], [q, width, width], [k, key_width, key_width], [v, value_width, value_width]]
-    if module.in_proj_bias is not None:
-        products += [[q, width], [k, width], [v, width]]
-    products += [[heads, q, k, length(width) // heads], [heads, q, k], [heads, q, k, length(value_width) // heads]]
-    products += [[q, value_width, value_width], [q, value_width]]
-    return [[images, *product] for product in products]
+    """ptflops knows `nn.MultiheadAttention` only, not the class of one that was cut, so its number means nothing."""
+    raise NotPolynomial("it does not count attention of which heads were cut")
 
 
 def recurrent_step(extents: Extents, module: Any, suffix: str = "") -> Sum:
     """One step of one layer: both products, the additions and the gates, both biases."""
     gates = {nn.RNN: 1, nn.RNNCell: 1, nn.GRU: 7, nn.GRUCell: 7, nn.LSTM: 10, nn.LSTMCell: 10}[type(module)]
     products: Sum = [extents(getattr(module, f"weight_{kind}{suffix}")) for kind in ("ih", "hh")]
-    products.append([gates, module.hidden_size])
+    if getattr(module, "proj_size", 0):
+        raise NotPolynomial("the hidden size of an LSTM with a projection")
+    products.append([gates, products[1][-1]])
     if module.bias:
         products += [extents(getattr(module, f"bias_{kind}{suffix}")) for kind in ("ih", "hh")]
     return products
@@ -204,14 +197,12 @@ FUNCTIONS: dict[tuple[Any, str], Callable[..., Sum]] = {
 class PtflopsCounter:
     """Notes down what ptflops would count in a labelled run that happens inside `watching`."""
 
-    def __init__(
-        self, model: nn.Module, planes_of: Callable[[Any], Planes], path: list[tuple[str, nn.Module | None]]
-    ) -> None:
+    def __init__(self, model: nn.Module, labels: Callable[[Any], Labels], position: Position) -> None:
         self.failure = ""
         """Why there is no such count; empty if there is one."""
         self._occurrences = _occurrences(model)
-        self._planes_of = planes_of
-        self._path = path
+        self._labels = labels
+        self._position = position
         self._products: list[tuple[list[Any], str]] = []
 
     @contextmanager
@@ -233,18 +224,10 @@ class PtflopsCounter:
 
     def terms(self) -> list[Term]:
         """What was counted, term by term; to be called when the run is over."""
-        vectors: dict[tuple[int, int], Tensor] = {}  # by identity: a vector is made once, and its users compare it fast
-
-        def vector(labels: Labels) -> Tensor:
-            key = id(labels.plane), labels.axis
-            if key not in vectors:
-                vectors[key] = labels.plane.movedim(labels.axis, 0).reshape(length(labels), -1)[:, 0]
-            return vectors[key]
-
         return [
             Term(
-                int(prod(entry for entry in product if not isinstance(entry, Labels))),
-                tuple(vector(entry) for entry in product if isinstance(entry, Labels)),
+                int(prod(entry for entry in product if not isinstance(entry, Labelled))),
+                tuple(entry.ids for entry in product if isinstance(entry, Labelled)),
                 module,
             )
             for product, module in self._products
@@ -258,8 +241,11 @@ class PtflopsCounter:
     def _counted(self, function: Callable[..., Any], count: Callable[..., Sum]) -> Callable[..., Any]:
         @functools.wraps(function)
         def stand_in(*args: Any, **kwargs: Any) -> Any:
-            # No mode is on in other threads, nor below the watched operators, whose kernels may be Python as well.
-            if _get_current_dispatch_mode() is not None:
+            # No mode is on in other threads, nor below the watched operators, whose kernels may be Python as well. A
+            # function that is followed is called once more, by its name, which is that of the stand-in.
+            followed = self._position.followed is stand_in
+            self._position.followed = None
+            if not followed and _get_current_dispatch_mode() is not None:
                 self._add(count, 1, *args, **kwargs)
             return function(*args, **kwargs)
 
@@ -267,7 +253,9 @@ class PtflopsCounter:
 
     def _add(self, count: Callable[..., Sum], times: int, *args: Any, **kwargs: Any) -> None:
         """Where a count fails so does ptflops: it gives no number then, and the labelled run goes on."""
-        module = self._path[-1][0]
+        if self._position.opened:  # ptflops sees the function, not what it is made of
+            return
+        module = self._position.path
         try:
             self._products += [([times, *product], module) for product in count(self._extents, *args, **kwargs)]
         except Exception as error:
@@ -276,9 +264,9 @@ class PtflopsCounter:
 
     def _extents(self, tensor: Tensor) -> list[Extent]:
         extents: list[Extent] = list(tensor.shape)
-        for plane in self._planes_of(tensor):
-            for axis in varying(plane):
-                extents[axis] = Labels(plane, axis)
+        for axis, ids in enumerate(self._labels(tensor)):
+            if ids is not None:
+                extents[axis] = Labelled(ids)
         return extents
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
+from hfp.attention import MultiheadAttention
 from hfp.inputs import Arguments
 from hfp.labels import prunable
 from hfp.tracing import named_tensors, tensors_of
@@ -63,9 +64,10 @@ def cut(model: nn.Module, table: ChannelTable, keep: Tensor, *, device: torch.de
     thrown away, tied weights stay tied, and buffers stay persistent or not.
     """
     memo: dict[int, Any] = {}
+    stays = table.extended(keep)
     for name, tensor in named_tensors(model).items():
         memo[id(tensor)] = _sliced(
-            tensor, [live(vector, keep) if prunable(vector) else None for vector in table.axes[name]], device
+            tensor, [live(vector, stays) if prunable(vector) else None for vector in table.axes[name]], device
         )
     for module in model.modules():
         for value in vars(module).values():
@@ -73,10 +75,24 @@ def cut(model: nn.Module, table: ChannelTable, keep: Tensor, *, device: torch.de
                 memo[id(value)] = value.detach().clone()
     small = copy.deepcopy(model, memo)
     for (name, attribute), vector in table.attributes.items():
-        setattr(small.get_submodule(name), attribute, len(live(vector, keep)))
-    for module in small.modules():
+        _set(small.get_submodule(name), attribute, len(live(vector, stays)))
+    narrowed = {name.rpartition(".")[0] for name, axes in table.axes.items() if any(map(prunable, axes))}
+    for name, module in small.named_modules():
+        if type(module) is nn.MultiheadAttention and name in narrowed:
+            module.__class__ = MultiheadAttention
         _set_widths(module)
     return small
+
+
+def _set(module: nn.Module, attribute: str, value: int) -> None:
+    """Set an integer attribute, or, as `normalized_shape.0`, an entry of a tuple or list."""
+    name, _, index = attribute.partition(".")
+    if not index:
+        setattr(module, name, value)
+        return
+    entries = list(getattr(module, name))
+    entries[int(index)] = value
+    setattr(module, name, type(getattr(module, name))(entries))
 
 
 def _sliced(old: Tensor, indices: list[Tensor | None], device: torch.device | str | None) -> Tensor:
@@ -92,9 +108,9 @@ def _sliced(old: Tensor, indices: list[Tensor | None], device: torch.device | st
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
-def live(vector: Tensor, keep: Tensor) -> Tensor:
-    """The indices of an axis that stay: those of kept channels, and those that belong to none."""
-    return (torch.cat([keep, keep.new_ones(1)])[vector]).nonzero().flatten()  # FIXED, -1, looks up the last entry
+def live(vector: Tensor, stays: Tensor) -> Tensor:
+    """The indices of an axis that stay, by its channel numbers. `stays`: an extended keep vector."""
+    return stays[vector].nonzero().flatten()  # FIXED, -1, looks up the last entry
 
 
 def _check(table: ChannelTable, keep: Tensor) -> None:
@@ -131,6 +147,13 @@ def _set_widths(module: nn.Module) -> None:
         first = own.get("weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih")
         if first is not None:
             module.input_size = first.shape[1]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, MultiheadAttention):
+        module.embed_dim = module.out_proj.weight.shape[0]
+        module.head_dim = module.out_proj.weight.shape[1] // module.num_heads
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_channels = len(weight)
     elif isinstance(module, nn.PReLU) and weight is not None:
         module.num_parameters = len(weight)
 

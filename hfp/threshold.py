@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hfp.channels import ChannelTable, Group
+from hfp.channels import ChannelTable
 from hfp.cost import Cost
 
 Limits = Sequence[tuple[Cost, int]]
@@ -31,79 +32,80 @@ def threshold(scores: Tensor, table: ChannelTable, limits: Limits, *, round_to: 
         raise ValueError(
             "the scores of the channels are not finite; has the training diverged? (a lower learning rate helps)"
         )
-    blocks, first = _blocks(scores, table.groups, round_to)
-    keep = _with(torch.zeros(table.channels, dtype=torch.bool), first)
+    ranking = _ranked(scores, table, round_to)
     for cost, most in limits:
-        if cost.count(keep) > most:
-            raise ValueError(
-                f"the target {most:,} is below the smallest count that this network can reach, {cost.count(keep):,}"
-            )
+        least = cost.count(ranking.best(0))
+        if least > most:
+            raise ValueError(f"the target {most:,} is below the smallest count that this network can reach, {least:,}")
 
-    low, high = 0, len(blocks)  # invariant: the best `low` blocks fit, the best `high + 1` do not
+    low, high = 0, len(ranking.groups)  # invariant: the best `low` blocks fit, the best `high + 1` do not
     while low < high:
         middle = (low + high + 1) // 2
-        if _fits(_with(keep, blocks[:middle]), limits):
+        if _fits(ranking.best(middle), limits):
             low = middle
         else:
             high = middle - 1
-    keep = _with(keep, blocks[:low])
-    return _fill(keep, blocks[low:], table, limits)
+    return _filled(ranking, low, limits)
 
 
 def smallest(table: ChannelTable, cost: Cost, round_to: int = 1) -> int:
     """The least that `cost` can be: one block in every group."""
-    _, first = _blocks(torch.zeros(table.channels), table.groups, round_to)
-    return cost.count(_with(torch.zeros(table.channels, dtype=torch.bool), first))
+    return cost.count(_ranked(torch.zeros(table.channels), table, round_to).best(0))
 
 
-def _blocks(scores: Tensor, groups: tuple[Group, ...], size: int) -> tuple[list[Tensor], list[Tensor]]:
-    """All blocks but the first of each group, best first; and these first ones.
+@dataclass(frozen=True)
+class _Ranking:
+    """All blocks that may go, the best first."""
 
-    Blocks are valued by their mean, and a block never above a better one of its group (means of equal scores may differ
-    by rounding): so blocks of a group are always taken in their order.
-    """
-    ranked: list[Tensor] = []
-    values: list[Tensor] = []
-    first: list[Tensor] = []
-    for group in groups:
-        order = group.channels[scores[group.channels].argsort(descending=True, stable=True)]
-        head = math.ceil(group.least / size) * size
-        first.append(order[:head])
-        rest = order[head:].split(size) if len(order) > head else ()
-        ranked += rest
-        if rest:
-            values.append(torch.stack([scores[block].mean() for block in rest]).cummin(0).values)
-    if not ranked:
-        return [], first
-    order = torch.cat(values).argsort(descending=True, stable=True)
-    return [ranked[i] for i in order.tolist()], first
+    rank: Tensor
+    """(channels,) the number of the block that each channel is in; -1 for those that always stay."""
+    groups: list[int]
+    """The group that each block belongs to."""
+
+    def best(self, blocks: int) -> Tensor:
+        """(channels,) bool: the channels that always stay, and those of the best so many blocks."""
+        return self.rank < blocks
 
 
-def _with(keep: Tensor, blocks: Sequence[Tensor]) -> Tensor:
-    keep = keep.clone()
-    if blocks:
-        keep[torch.cat(list(blocks))] = True
-    return keep
+def _ranked(scores: Tensor, table: ChannelTable, size: int) -> _Ranking:
+    """The channels in blocks of `size`, valued by their mean; blocks of a group are always taken in their order."""
+    best = scores.argsort(descending=True, stable=True)
+    best = best[table.group_of[best].argsort(stable=True)]  # group by group, the best of each first
+    group = table.group_of[best]
+    widths = group.bincount(minlength=len(table.groups))
+    always = torch.tensor([math.ceil(g.least / size) * size for g in table.groups], dtype=torch.long)
+    position = torch.arange(len(best)) - (widths.cumsum(0) - widths + always)[group]
+
+    best, group, position = (vector[position >= 0] for vector in (best, group, position))
+    first = position % size == 0
+    block = first.cumsum(0) - 1  # its number in this order
+    owner = group[first]
+    values = torch.zeros(len(owner), dtype=scores.dtype).index_add_(0, block, scores[best]) / block.bincount()
+    # By their values groups get their turns, and in its turns a group gives its blocks in their order (means of equal
+    # scores may differ by rounding).
+    turns = owner[values.argsort(descending=True, stable=True)]
+    rank = torch.full((table.channels,), -1)
+    rank[best] = turns.argsort(stable=True)[block]
+    return _Ranking(rank, turns.tolist())
 
 
 def _fits(keep: Tensor, limits: Limits) -> bool:
     return all(cost.count(keep) <= most for cost, most in limits)
 
 
-def _fill(keep: Tensor, blocks: Sequence[Tensor], table: ChannelTable, limits: Limits) -> Tensor:
-    """Put back, best first, every block that still fits.
+def _filled(ranking: _Ranking, blocks: int, limits: Limits) -> Tensor:
+    """The channels of the best so many blocks, and then, best first, of every block that still fits.
 
     A channel costs the more the more others are live, and channels of a group cost the same. So a group of which one
     block did not fit is full, and one pass leaves nothing that could be put back.
     """
+    keep = ranking.best(blocks)
     full: set[int] = set()
-    for block in blocks:
-        group = int(table.group_of[block[0]])
-        if group in full:
-            continue
-        larger = _with(keep, [block])
-        if _fits(larger, limits):
-            keep = larger
-        else:
-            full.add(group)
+    for block, group in enumerate(ranking.groups[blocks:], start=blocks):
+        if group not in full:
+            larger = keep | (ranking.rank == block)
+            if _fits(larger, limits):
+                keep = larger
+            else:
+                full.add(group)
     return keep

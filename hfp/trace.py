@@ -11,8 +11,9 @@ from torch import nn
 from hfp.channels import ChannelTable, build_table
 from hfp.inputs import arguments, describe
 from hfp.labels import Ledger, Place
+from hfp.repair import Repairs, pins_of
 from hfp.tracing import run
-from hfp.trial import misfit
+from hfp.trial import misfits
 
 Ignored = Sequence[str | nn.Module] | str | nn.Module
 
@@ -38,12 +39,14 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
     seen = run(model, inputs)
     _pin(ignored_modules(model, ignore), seen.ledger)
     parameters = [name for name, _ in model.named_parameters()]
-    while True:  # every round pins a channel at least
-        table = build_table(seen.ledger, parameters, describe(inputs))
-        pin = misfit(model, inputs, table, seen.steps)
-        if pin is None:
-            return table
-        seen.ledger.pins.append(pin)
+    repairs = Repairs(model, seen)
+    while True:  # every round tries a repair, or pins a channel at least
+        table = build_table(repairs.applied(), seen.operands, parameters, describe(inputs))
+        found = misfits(model, inputs, table, seen)
+        if not repairs.next(found, table):
+            if not found and not repairs.doubted():
+                return table
+            seen.ledger.pins += pins_of(found, table)  # nothing, where a repair is being doubted
 
 
 def ignored_modules(model: nn.Module, ignore: Ignored) -> list[str]:

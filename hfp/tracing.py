@@ -7,19 +7,35 @@ evaluation mode, since auxiliary heads and batch statistics differ; costs are co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from hfp.inputs import Arguments
-from hfp.labels import Ledger, Place
+from hfp.functions import Around, Functions
+from hfp.inputs import Arguments, placed
+from hfp.labels import Labels, Ledger, Place
+from hfp.operands import Operand
+from hfp.position import Position, Site
 from hfp.ptflops_count import PtflopsCounter
 from hfp.watcher import RuleError, Step, Watcher, first_line
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a function gave in a run: enough to stand in for it."""
+
+    end: int
+    """How many steps had been taken when it was done."""
+    outs: list[tuple[torch.Size, Labels, torch.dtype, list[int]]]
+    """Of each tensor: shape, labels, dtype, axes in the order of memory."""
+    leaves: list[Any]
+    """What else it gave; None in place of tensors."""
+    spec: Any
 
 
 @dataclass
@@ -29,56 +45,118 @@ class Run:
     ledger: Ledger
     steps: dict[bool, list[Step]]
     """Training or not -> the operators in the order of their execution."""
+    real: bool
+    """Whether it ran on real numbers, since the model's code looks at them."""
+    calls: dict[bool, dict[Site, Called]]
+    """Training or not -> where a function was called -> what it gave."""
+    operands: list[Operand]
+    """Arguments in which removed channels have to be hidden; their channels are ids of the ledger."""
+
+
+class NeedsValues(ValueError):
+    """The model's code looks at the values of tensors."""
 
 
 def run(model: nn.Module, inputs: Arguments) -> Run:
-    """What a training and an evaluation run say of the channels of `model`, which is left as it was."""
+    """What a training and an evaluation run say of the channels of `model`, which is left as it was.
+
+    They run on shapes alone, where that is possible; else on the numbers of the model and the example inputs.
+    """
+    try:
+        return _run(model, inputs, real=False)
+    except NeedsValues:
+        return _run(model, inputs, real=True)
+
+
+def shadows_of(model: nn.Module, real: bool) -> dict[str, Tensor]:
+    """What stands in for the parameters and buffers of a model in a run: shapes alone, or copies of what it writes."""
+    parameters = dict(model.named_parameters())
+    return {
+        name: torch.empty_like(tensor, device="meta")
+        if not real
+        else tensor.detach()
+        if name in parameters
+        else tensor.clone()
+        for name, tensor in named_tensors(model).items()
+    }
+
+
+def _run(model: nn.Module, inputs: Arguments, real: bool) -> Run:
     ledger = Ledger()
     tensors = named_tensors(model)
-    shadows = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    shadows = shadows_of(model, real)
     for name, tensor in tensors.items():
         ledger.number(name, tensor.shape)
     steps: dict[bool, list[Step]] = {}
+    calls: dict[bool, dict[Site, Called]] = {}
+    operands: list[Operand] = []
     for training in (True, False):
         taken: list[Step] = []
-        watcher = Watcher(ledger, shadows, taken.append)
-        counter = PtflopsCounter(model, watcher.planes_of, watcher.path)
+        watcher = Watcher(ledger, shadows, Position(model), taken.append, real)
+        calls[training] = {}
+        functions = Functions(watcher, training, _recorder(watcher, taken, calls[training]))
+        counter = PtflopsCounter(model, watcher.labels, watcher.position)
         try:
             with nullcontext() if training else counter.watching():
-                play(model, shadows, inputs, watcher, training=training)
+                play(model, shadows, inputs, functions, training=training)
         except RuleError:
             raise
         except Exception as error:
-            if not training:
-                raise _explained(model, inputs, error) from error
+            explained = _explained(model, inputs, error)
+            if not training or (isinstance(explained, NeedsValues) and not real):
+                raise explained from error
             ledger.notes.append(
                 f"the forward in training mode could not be run on the example inputs ({first_line(error)}); "
                 "its channels are those of evaluation mode"
             )
         else:
             steps[training] = taken
+            operands += functions.operands
         if training:
             ledger.macs.clear()  # costs are those of evaluation mode
     if counter.failure:
         ledger.notes.append(f"ptflops gives no number: {counter.failure}")
     else:
         ledger.ptflops = counter.terms()
-    return Run(ledger, steps)
+    return Run(ledger, steps, real, calls, operands)
 
 
-def play(model: nn.Module, shadows: dict[str, Tensor], inputs: Arguments, watcher: Watcher, *, training: bool) -> None:
-    """One forward under `watcher`, with `shadows` (name -> meta tensor) for tensors; outputs are pinned."""
-    args, kwargs = tree_map(lambda x: x.detach().to("meta") if isinstance(x, Tensor) else x, inputs)
+def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called]) -> Around:
+    def around(site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
+        out = call()
+        leaves, spec = tree_flatten(out)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if tensors:
+            outs = [(x.shape, watcher.labels(x), x.dtype, _memory_order(x)) for x in tensors]
+            rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            calls[site] = Called(len(taken), outs, rest, spec)
+        return out
+
+    return around
+
+
+def _memory_order(tensor: Tensor) -> list[int]:
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
+
+
+def play(
+    model: nn.Module, shadows: dict[str, Tensor], inputs: Arguments, functions: Functions, *, training: bool
+) -> None:
+    """One forward under `functions` and its watcher; `shadows`: name -> tensor. Outputs are pinned."""
+    device = next(iter(shadows.values())).device if functions.watcher.real else torch.device("meta")
+    args, kwargs = placed(inputs, device)
     if training:  # batch norm wants more than one value per channel: a batch of two, where the first axis is a batch
         args, kwargs = tree_map(_doubled, (args, kwargs))
     swapped = {alias: shadows[name] for alias, name in aliases(model).items()}
     with _preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         model.train(training)
-        with watcher.module_paths(model), watcher:
+        with functions.watcher.position.following(), functions.watcher, functions:
             out = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
     for tensor in tensors_of(out):
-        for plane in watcher.planes_of(tensor):
-            watcher.ledger.pin(plane, "is an output of the network", Place("output", "", ""))
+        for ids in functions.watcher.labels(tensor):
+            if ids is not None:
+                functions.watcher.ledger.pin(ids, "is an output of the network", Place("output", "", ""))
 
 
 @contextmanager
@@ -100,15 +178,24 @@ def _preserved(model: nn.Module) -> Iterator[None]:
                 vars(module)[name].update(content)
 
 
-def tensors_of(out: Any) -> list[Tensor]:
+_PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.Size)
+
+
+def tensors_of(out: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
     """The tensors in what a model returns: any nesting of tuples, lists, dicts and dataclasses."""
     found: list[Tensor] = []
     for leaf in tree_leaves(out):
         if isinstance(leaf, Tensor):
             found.append(leaf)
         elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)])
-        elif leaf is not None and not isinstance(leaf, (bool, int, float, complex, str)):
+            found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)], seen)
+        elif isinstance(leaf, _PLAIN) or leaf is None or id(leaf) in seen:
+            continue
+        elif (
+            hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module) and tensors_of(vars(leaf), seen | {id(leaf)})
+        ):
+            found += tensors_of(vars(leaf), seen | {id(leaf)})
+        else:
             raise ValueError(
                 f"the model returns a {type(leaf).__name__}, in which tensors cannot be found; "
                 "return tensors in tuples, lists, dicts or dataclasses"
@@ -144,7 +231,7 @@ def _explained(model: nn.Module, inputs: Arguments, error: Exception) -> ValueEr
             "before it is quantized or converted"
         )
     if isinstance(error, NotImplementedError) or "meta tensor" in str(error).lower():
-        return ValueError(
+        return NeedsValues(
             f"the forward of {name} looks at the values of tensors ({first_line(error)}), which a run on shapes lacks; "
             "move the decision out of the part of the model that is to be pruned"
         )

@@ -1,59 +1,112 @@
 """The trial cut: does the model's own code follow when channels go?
 
 A trace cannot tell `x.view(b, -1)` from `x.view(b, 512)`, nor see the Python arithmetic of `x / x.shape[1] ** 0.5`. So
-the network is cut, on the meta device, to a random half of its channels and to the fewest, and run again beside the
+the network is cut, on the meta device, to a random part of its channels and to the fewest, and run again beside the
 record of the dense run. At every operator the cut network must do the same to what is left: the same operator, the
-same numbers, outputs of the shape that the labels predict, with the labels that are left. Where it does not, the
-channels that meet at that operator are pinned, with its name and source line.
+same numbers, outputs of the shape that the labels predict, with the labels that are left. Where it does not, that is a
+misfit; the run goes on with what should have come out, so that one run finds them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from hfp.channels import ChannelTable
+from hfp.channels import ChannelTable, Group
+from hfp.functions import Functions
 from hfp.inputs import Arguments
-from hfp.labels import FIXED, Ledger, Pin, Planes, compress, varying
+from hfp.labels import ANY, FIXED, Labels, Ledger, Place, prunable
+from hfp.position import Position, Site
 from hfp.surgery import cut, live
-from hfp.tracing import named_tensors, play
+from hfp.tracing import Called, Run, play, shadows_of
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, source_line
 
-COPIES = {"clone", "contiguous", "copy", "empty_like", "_to_copy", "lift_fresh", "detach"}
+_IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
+"""Whether a reshape copies depends on strides, and so on lengths of 1: never compared."""
+_COPIES = _IDLE | {"copy", "empty_like"}
+_SAME_OPERATOR = {"_unsafe_view": "view", "_reshape_alias": "view"}
 
 
-class _Differs(Exception):
-    """The cut network does something else, at step `number`."""
+@dataclass(frozen=True)
+class Extent:
+    """A length that does not follow."""
 
-    def __init__(self, number: int, how: str) -> None:
-        super().__init__(how)
-        self.number = number
-        self.line = source_line()
+    axis: int
+    ids: Tensor
+    dense: int
+    predicted: int
+    found: int
+    """In the cut network."""
+    followed: tuple[Tensor, ...]
+    """Other labels, as many in the dense network as there are here, and as many left as were found."""
 
 
-def misfit(model: nn.Module, inputs: Arguments, table: ChannelTable, steps: dict[bool, list[Step]]) -> Pin | None:
-    """What the trials found out first, as a pin; None if the cut networks do what the dense one does."""
-    for keep in (random_half(table), smallest_cut(table)):
+@dataclass(frozen=True)
+class Misfit:
+    """Where the cut network does something else."""
+
+    key: tuple[Any, ...]
+    """Equal for the same misfit in another trial."""
+    how: str
+    place: Place
+    touched: tuple[Tensor, ...]
+    """The labels that meet there, of which some can still be cut; the last axes come first."""
+    extent: Extent | None = None
+    """The length that is to blame, where it is known."""
+
+
+def misfits(model: nn.Module, inputs: Arguments, table: ChannelTable, seen: Run) -> list[Misfit]:
+    """What the first trial that does not fit found out; nothing if the cut networks do what the dense one does."""
+    for keep in (*(random_part(table, number) for number in range(_parts(table))), smallest_cut(table)):
         if not bool(keep.all()):
-            pin = _trial(model, inputs, table, steps, keep)
-            if pin is not None:
-                return pin
-    return None
+            cutter = _Cut(table, keep)
+            small = cut(model, table, keep, device=None if seen.real else "meta")
+            found = [m for training in seen.steps for m in _Trial(small, inputs, seen, cutter, training).run()]
+            if found:
+                return list({misfit.key: misfit for misfit in reversed(found)}.values())[::-1]
+    return []
 
 
-def random_half(table: ChannelTable) -> Tensor:
-    """(channels,) bool: about half of every group, the same at every call."""
-    generator = torch.Generator().manual_seed(0)
+def random_part(table: ChannelTable, number: int = 0) -> Tensor:
+    """(channels,) bool: about half of every group, the same at every call.
+
+    Groups of the same width keep different numbers of channels, so that a length that follows another group does not
+    look right by chance; where there are more groups than numbers, the parts with other `number`s tell them apart.
+    """
+    generator = torch.Generator().manual_seed(number)
     keep = torch.zeros(table.channels, dtype=torch.bool)
+    met: Counter[int] = Counter()
     for group in table.groups:
-        # Two at least, where that is a cut: a single channel is not followed by name (see `_trial`).
-        some = max(group.least, group.width // 2, 2 if group.width > 2 else 1)
-        chosen = torch.randperm(group.width, generator=generator)[:some]
-        keep[group.channels[chosen]] = True
+        numbers = _numbers(group)
+        some = numbers[met[group.width] // len(numbers) ** number % len(numbers)]
+        met[group.width] += 1
+        keep[group.channels[torch.randperm(group.width, generator=generator)[:some]]] = True
     return keep
+
+
+def _numbers(group: Group) -> list[int]:
+    """How many channels of a group may be left in a trial, the nearest to half of them first."""
+    # Two at least, where that is a cut: a single channel is not followed by name (see `_Cut`).
+    least = max(group.least, 2 if group.width > 2 else 1)
+    numbers = range(least, max(least + 1, group.width))
+    return sorted(numbers, key=lambda n: abs(n - group.width / 2))[:64]
+
+
+def _parts(table: ChannelTable) -> int:
+    """How many random parts tell all groups of a width apart: rarely more than one."""
+    widths = Counter(group.width for group in table.groups)
+    most = 1
+    for group in table.groups:
+        choices = len(_numbers(group))
+        while most < 4 and choices > 1 and choices**most < widths[group.width]:
+            most += 1
+    return most
 
 
 def smallest_cut(table: ChannelTable) -> Tensor:
@@ -64,109 +117,308 @@ def smallest_cut(table: ChannelTable) -> Tensor:
     return keep
 
 
-def _trial(
-    model: nn.Module, inputs: Arguments, table: ChannelTable, steps: dict[bool, list[Step]], keep: Tensor
-) -> Pin | None:
-    small = cut(model, table, keep, device="meta")
-    # An axis of one channel looks like one without labels: so the only channel left of a group goes without.
-    visible = keep.clone()
-    for group in table.groups:
-        if int(keep[group.channels].sum()) == 1:
-            visible[group.channels] = False
-    shown = torch.cat([torch.where(visible, torch.arange(table.channels), FIXED), torch.tensor([FIXED])])
-    axes = {name: tuple(shown[vector[live(vector, keep)]] for vector in ids) for name, ids in table.axes.items()}
-    channel_of = table.channel_of
-    for training, dense in steps.items():
-        expected = [
-            step for step in dense if _matters(step, [shown[channel_of[_labelled(plane)]] for plane in step.touched])
-        ]
-        count = 0
+class _Trial:
+    """One run of a cut network, in one mode, beside the record of the dense one."""
 
-        def compare(step: Step, expected: list[Step] = expected) -> None:
-            nonlocal count
-            if _matters(step, step.touched):
-                _compare(count, step, expected, channel_of, keep, shown)
-                count += 1
+    def __init__(self, small: nn.Module, inputs: Arguments, seen: Run, cutter: _Cut, training: bool) -> None:
+        self.small, self.inputs, self.training, self.cutter = small, inputs, training, cutter
+        self.dense, self.calls = seen.steps[training], seen.calls[training]
+        self.real = seen.real
+        self.at = 0  # the next step of the dense run
+        self.lost = False  # something is wrong in the function that is running
+        # It takes another way than in the dense run (a reshape copies or not, einsum skips lengths of 1): how, and
+        # which lengths differ. What counts is its end.
+        self.astray: tuple[str, Sequence[Extent]] | None = None
+        self.found: list[Misfit] = []
 
-        shadows = named_tensors(small)
+    def run(self) -> list[Misfit]:
+        shadows = shadows_of(self.small, self.real)
+        self.watcher = Watcher(self.cutter.ledger(), shadows, Position(self.small), self._step, self.real)
+        functions = Functions(self.watcher, self.training, self._around)
         try:
-            play(small, shadows, inputs, Watcher(Ledger(axes=axes), shadows, compare), training=training)
-            if count < len(expected):
-                raise _Differs(count, "ends early")
+            play(self.small, shadows, self.inputs, functions, training=self.training)
+            if self.astray is not None or self._expected() is not None:
+                self._misfit(self._expected(), self.astray[0] if self.astray else "ends early")
         except RuleError:
             raise
         except Exception as error:
-            number = error.number if isinstance(error, _Differs) else count
-            how = str(error) if isinstance(error, _Differs) else f"fails ({first_line(error)})"
-            return _blamed(expected[: number + 1] or dense, how, getattr(error, "line", ""), table)
-    return None
+            self._misfit(self._expected(), f"fails ({first_line(error)})")
+        return self.found
 
+    def _expected(self) -> Step | None:
+        """The next step of the dense run that matters."""
+        while self.at < len(self.dense):
+            step = self.dense[self.at]
+            if _matters(step, map(self.cutter.left, step.touched)):
+                return step
+            self.at += 1
+        return None
 
-def _matters(step: Step, channels: Sequence[Tensor]) -> bool:
-    """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
-    arithmetic = step.operator.rstrip("_") in SIZELESS - COPIES
-    return arithmetic or any(bool((channel != FIXED).any()) for channel in channels)
+    def _step(self, step: Step) -> None:
+        if self.lost or self.astray or not _matters(step, step.touched):
+            return
+        dense = self._expected()
+        if dense is None or _operator(step) != _operator(dense):
+            self.astray = f"runs {step.operator} instead of {dense.operator if dense else 'nothing'}", ()
+        elif step.scalars != dense.scalars:
+            self.lost = True
+            self._misfit(dense, f"gives {step.operator} other numbers")
+        else:
+            self.astray = self._differs(step, dense)
+            self.at += 1
 
+    def _differs(self, step: Step, dense: Step) -> tuple[str, Sequence[Extent]] | None:
+        if len(step.shapes) != len(dense.shapes):
+            return f"gets {len(step.shapes)} parts from {step.operator} instead of {len(dense.shapes)}", ()
+        for shape, dense_shape, labels, dense_labels in zip(
+            step.shapes, dense.shapes, step.labels, dense.labels, strict=True
+        ):
+            predicted = self.cutter.shape(dense_shape, dense_labels)
+            if not _fits(shape, predicted, dense_labels):
+                how = f"gets the shape {tuple(shape)} from {step.operator}, where {tuple(predicted)} is left"
+                return how, self._extents(dense_shape, dense_labels, predicted, shape)
+            for axis, ids in enumerate(dense_labels):
+                if ids is not None and not _same(self.cutter.left(ids), labels[axis] if labels else None):
+                    return f"gets other channels from {step.operator}", ()
+        return None
 
-def _labelled(plane: Tensor) -> Tensor:
-    """The ids in a plane, without FIXED."""
-    return plane[plane != FIXED]
+    def _around(self, site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
+        """The function's output, or what should have come out."""
+        called = self.calls.get(site)
+        before = len(self.found)
+        try:
+            out = call()
+        except RuleError:
+            raise
+        except Exception as error:
+            if called is None or self.lost:
+                raise
+            self.lost = True
+            with self.watcher.paused():
+                self._misfit(self._expected(), f"fails ({first_line(error)})")
+        if self.astray is not None and not self.lost:
+            with self.watcher.paused():
+                self.lost = called is None or not self._as_left(out, called)
+                extents: Sequence[Extent | None] = self.astray[1] or [None]
+                for extent in extents if self.lost else ():
+                    self._misfit(self._expected(), self.astray[0], extent)
+            self.at = self.at if called is None else called.end
+        self.astray = None
+        if not self.lost or called is None:
+            return out
+        self.lost = False
+        with self.watcher.paused():
+            return self._instead(site, called, args, before)
 
-
-def _compare(
-    number: int, step: Step, expected: Sequence[Step], channel_of: Tensor, keep: Tensor, shown: Tensor
-) -> None:
-    dense = expected[number] if number < len(expected) else None
-    if dense is None or step.operator != dense.operator:
-        raise _Differs(number, f"runs {step.operator} instead of {dense.operator if dense else 'nothing'}")
-    if step.scalars != dense.scalars:
-        raise _Differs(number, f"gives {step.operator} other numbers")
-    if len(step.shapes) != len(dense.shapes):
-        raise _Differs(number, f"gets {len(step.shapes)} parts from {step.operator} instead of {len(dense.shapes)}")
-    for shape, dense_shape, planes, dense_planes in zip(
-        step.shapes, dense.shapes, step.planes, dense.planes, strict=True
-    ):
-        left = [_left(channel_of, plane, keep) for plane in dense_planes]
-        predicted = list(dense_shape)
-        for before, after in zip(dense_planes, left, strict=True):
-            for axis in varying(before):
-                predicted[axis] = after.shape[axis]
-        if list(shape) != predicted:
-            raise _Differs(
-                number, f"gets the shape {tuple(shape)} from {step.operator}, where {tuple(predicted)} is left"
+    def _as_left(self, out: Any, called: Called) -> bool:
+        """Whether the function gave what should come out."""
+        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        return len(tensors) == len(called.outs) and all(
+            _fits(tensor.shape, self.cutter.shape(shape, labels), labels)
+            and all(
+                ids is None or _same(self.cutter.left(ids), own)
+                for ids, own in zip(labels, self.watcher.labels(tensor) or (None,) * len(labels), strict=True)
             )
-        if not _same([shown[plane] for plane in left], planes):
-            raise _Differs(number, f"gets other channels from {step.operator}")
-
-
-def _left(channel_of: Tensor, plane: Tensor, keep: Tensor) -> Tensor:
-    """The channel numbers of what is left of a plane of the dense run."""
-    channels = torch.where(plane == FIXED, FIXED, channel_of[plane])
-    for axis in varying(plane):
-        stays = torch.cat([keep, keep.new_ones(1)])[channels].movedim(axis, 0).reshape(plane.shape[axis], -1).any(1)
-        channels = channels.index_select(axis, stays.nonzero().flatten())
-    return channels
-
-
-def _same(left: Sequence[Tensor], planes: Planes) -> bool:
-    """Whether the planes of the cut run are those that are left, but for axes on which nothing varies any more."""
-    found = [plane for plane in map(compress, planes) if varying(plane)]
-    for plane in map(compress, left):
-        if varying(plane) and not any(plane.shape == other.shape and torch.equal(plane, other) for other in found):
-            return False
-    return True
-
-
-def _blamed(steps: Sequence[Step], how: str, line: str, table: ChannelTable) -> Pin:
-    """The channels at the last of these steps at which some can still be cut."""
-    reason = f"does not follow when channels go: the cut network {how}"
-    for step in reversed(steps):
-        ids = (
-            torch.cat([_labelled(plane) for plane in step.touched])
-            if step.touched
-            else torch.empty(0, dtype=torch.long)
+            for tensor, (shape, labels, *_) in zip(tensors, called.outs, strict=True)
         )
-        ids = ids[table.channel_of[ids] != FIXED]
-        if ids.numel():
-            return Pin(ids, reason, replace(step.place, line=line or step.place.line))
-    return Pin((table.channel_of != FIXED).nonzero().flatten(), reason, replace(steps[0].place, line=line))
+
+    def _instead(self, site: Site, called: Called, args: Any, before: int) -> Any:
+        """What should have come out."""
+        self.found[before:] = [
+            told for misfit in self.found[before:] for told in self._told(misfit, site, called, args)
+        ]
+        self.at = called.end
+        return self._replaced(called)
+
+    def _told(self, misfit: Misfit, site: Site, called: Called, args: Any) -> list[Misfit]:
+        """The same misfit, one for each length that the call asks for and that does not follow."""
+        asked = [n for n in tree_leaves(args[1:]) if isinstance(n, int)]
+        if site.function == "unflatten" and len(args) > 2:
+            axis = args[1] % args[0].dim()
+            asked = [*args[0].shape[:axis], *args[2], *args[0].shape[axis + 1 :]]
+        shape, labels = called.outs[0][:2]
+        extents = self._extents(shape, labels, self.cutter.shape(shape, labels), asked) if len(called.outs) == 1 else []
+        known = extents or ([misfit.extent] if misfit.extent else [])
+        return [replace(misfit, key=(site, e.axis), extent=e) for e in known] or [replace(misfit, key=(site,))]
+
+    def _replaced(self, called: Called) -> Any:
+        """New tensors of the shapes that are left, in the memory order of the dense ones."""
+        leaves = []
+        for shape, labels, dtype, order in called.outs:
+            sizes = self.cutter.shape(shape, labels)
+            device = next(self.small.parameters()).device
+            tensor = torch.zeros([sizes[axis] for axis in order], dtype=dtype, device=device)
+            tensor = tensor.permute([order.index(axis) for axis in range(len(order))])
+            self.watcher.label(tensor, tuple(None if ids is None else self.cutter.visible(ids) for ids in labels))
+            leaves.append(tensor)
+        tensors = iter(leaves)
+        return tree_unflatten([next(tensors) if leaf is None else leaf for leaf in called.leaves], called.spec)
+
+    def _extents(
+        self, dense: Sequence[int], labels: Labels, predicted: Sequence[int], found: Sequence[int]
+    ) -> list[Extent]:
+        """The labelled lengths that are not the predicted ones; -1 stands for whatever is left."""
+        if not (len(dense) == len(labels) == len(predicted) == len(found)):
+            return []
+        extents = [
+            Extent(axis, ids, length, want, got, self._followed(ids, got) if got != length else ())
+            for axis, (ids, length, want, got) in enumerate(zip(labels, dense, predicted, found, strict=True))
+            if ids is not None and got not in (want, -1) and not bool((ids == ANY).all())
+        ]
+        return [extent for extent in extents if extent.found == extent.dense] or extents  # the others may follow these
+
+    def _followed(self, ids: Tensor, found: int) -> tuple[Tensor, ...]:
+        """Labels that are as many as `ids`, and of which `found` are left; those met last come first."""
+        known: dict[int, Tensor] = {}
+        for step in reversed(self.dense[: self.at + 1]):
+            for other in step.touched:
+                alike = len(other) == len(ids) and other is not ids and id(other) not in known
+                if alike and self.cutter.length(other) == found:
+                    known[id(other)] = other
+            if len(known) > 3:
+                break
+        return tuple(known.values())[:4]
+
+    def _misfit(self, dense: Step | None, how: str, extent: Extent | None = None) -> None:
+        place = (dense or self.dense[-1]).place
+        place = Place(place.operator, self.watcher.position.path or place.module, source_line() or place.line)
+        axis = None if extent is None else extent.axis
+        self.found.append(Misfit((place, axis), how, place, self._blamed(), extent))
+
+    def _blamed(self) -> tuple[Tensor, ...]:
+        """The labels at the next step, or the last one before it, at which some can still be cut."""
+        channels = self.cutter.table.channel_of
+        for step in reversed(self.dense[: self.at + 1]):
+            touched = tuple(ids for ids in reversed(step.touched) if prunable(channels[ids[ids >= 0]]))
+            if touched:
+                return touched
+        return ((channels != FIXED).nonzero().flatten(),)
+
+
+class _Cut:
+    """What the labels of the dense run become in the cut network.
+
+    There, ids are channels themselves, and an index that belongs to several channels has an id for this set of them.
+    """
+
+    def __init__(self, table: ChannelTable, keep: Tensor) -> None:
+        self.table = table
+        self.stays = table.extended(keep)
+        # By identity; the ids stand beside, so that no others can take their place.
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        # An axis of one channel has no labels: so the only channel left of a group goes without.
+        visible = keep.clone()
+        for group in table.groups:
+            if int(keep[group.channels].sum()) == 1:
+                visible[group.channels] = False
+        single = torch.where(visible, torch.arange(table.channels), FIXED)
+        padded = torch.cat([single, torch.tensor([FIXED])])
+        self.sets = _Sets(table.channels)
+        products = [self.sets.number(row) for row in padded[table.products].tolist()]
+        self.shown = torch.cat([single, torch.tensor(products, dtype=torch.long), torch.tensor([FIXED])])
+
+    def _channels(self, ids: Tensor) -> Tensor:
+        return torch.where(ids < 0, FIXED, self.table.channel_of[ids])
+
+    def left(self, ids: Tensor) -> Tensor:
+        """What is left of the labels (n,) of an axis."""
+        if id(ids) not in self._known:
+            channels = self._channels(ids)
+            self._known[id(ids)] = ids, self.shown[channels[self.stays[channels]]]
+        return self._known[id(ids)][1]
+
+    def visible(self, ids: Tensor) -> Tensor | None:
+        left = self.left(ids)
+        return left if len(left) > 1 else None
+
+    def length(self, ids: Tensor) -> int:
+        """How many are left."""
+        return len(self.left(ids))
+
+    def shape(self, dense: Sequence[int], labels: Labels) -> list[int]:
+        """The shape that is left of a tensor."""
+        lengths = labels or (None,) * len(dense)
+        return [n if ids is None else self.length(ids) for n, ids in zip(dense, lengths, strict=True)]
+
+    def ledger(self) -> Ledger:
+        axes = {
+            name: tuple(self.shown[vector[live(vector, self.stays)]] for vector in ids)
+            for name, ids in self.table.axes.items()
+        }
+        return _CutLedger(axes=axes, sets=self.sets)
+
+
+class _Sets:
+    """Numbers for sets of channels: a channel is its own, FIXED is the empty set."""
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        self.numbers: dict[tuple[int, ...], int] = {}
+        self.members: list[tuple[int, ...]] = []
+
+    def number(self, row: Iterable[int]) -> int:
+        members = tuple(sorted({channel for channel in row if channel != FIXED}))
+        if len(members) < 2:
+            return members[0] if members else FIXED
+        if members not in self.numbers:
+            self.numbers[members] = self.channels + len(self.members)
+            self.members.append(members)
+        return self.numbers[members]
+
+    def rows(self, ids: Tensor) -> list[tuple[int, ...]]:
+        """The members of each set."""
+        return [
+            self.members[n - self.channels] if n >= self.channels else (() if n == FIXED else (n,))
+            for n in ids.tolist()
+        ]
+
+
+@dataclass
+class _CutLedger(Ledger):
+    """The ledger of a cut network: factors and products are not new ids, but those that the table knows."""
+
+    sets: _Sets = field(default_factory=lambda: _Sets(0))
+
+    def split(self, ids: Tensor, place: Place) -> list[Tensor]:
+        """What all ids at the same index of an axis have in common, and do not share with all the others."""
+        rows = [set(row) for row in self.sets.rows(ids.flatten())]
+        grid = torch.arange(ids.numel()).reshape(ids.shape)
+        everywhere = set.intersection(*rows)
+        factors = []
+        for axis, length in enumerate(ids.shape):
+            common = [
+                set.intersection(*(rows[i] for i in grid.select(axis, n).flatten().tolist())) - everywhere
+                for n in range(length)
+            ]
+            factors.append(torch.tensor([self.sets.number(members) for members in common], dtype=torch.long))
+        return factors
+
+    def merge(self, factors: Sequence[Tensor]) -> Tensor:
+        members = [self.sets.rows(vector) for vector in factors]
+        return torch.tensor([self.sets.number(sum(row, ())) for row in zip(*members, strict=True)], dtype=torch.long)
+
+
+def _operator(step: Step) -> str:
+    return _SAME_OPERATOR.get(step.operator, step.operator)
+
+
+def _matters(step: Step, labels: Iterable[Tensor]) -> bool:
+    """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
+    name = step.operator.rstrip("_")
+    return name not in _IDLE and (name in SIZELESS - _COPIES or any(prunable(ids) for ids in labels))
+
+
+def _fits(shape: Sequence[int], predicted: Sequence[int], labels: Labels) -> bool:
+    """Whether a shape is the predicted one; axes on which all is alike may have any length."""
+    axes = labels or (None,) * len(predicted)
+    return len(shape) == len(predicted) and all(
+        got == want or (ids is not None and bool((ids == ANY).all()))
+        for got, want, ids in zip(shape, predicted, axes, strict=True)
+    )
+
+
+def _same(left: Tensor, found: Tensor | None) -> bool:
+    """Whether labels are those that are left; an axis on which none are visible any more may go without."""
+    if found is None or not prunable(left):
+        return len(left) == 1 or not prunable(left)
+    return torch.equal(left, found.clamp_min(FIXED))

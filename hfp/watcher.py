@@ -11,22 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from hfp.labels import Ledger, Place, Planes, Term
+from hfp.labels import Labels, Ledger, Place, Term
+from hfp.position import Position
 from hfp.rules import RULES, Call, unknown
 from hfp.rules.movers import MOVERS
 from hfp.rules.norms import NORMS
-from hfp.rules.pointwise import FACTORIES, POINTWISE
+from hfp.rules.pointwise import FACTORIES, POINTWISE, UNIFORM
 from hfp.rules.reducers import REDUCERS
 
 _OWN = f"{Path(__file__).parent}{os.sep}"
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator: torchvision is another library
-SIZELESS = (set(POINTWISE) - set(FACTORIES)) | set(REDUCERS) | set(NORMS)  # operators none of whose arguments is a size
+_PLACES = set("roll flip rot90 glu gather index_select pixel_shuffle pixel_unshuffle".split())
+SIZELESS = (set(POINTWISE) - set(FACTORIES)) | set(REDUCERS) | set(NORMS) | _PLACES
+"""Operators none of whose arguments is a size: the numbers that they are given must not depend on the channels."""
+_LABELLING = {"expand", "repeat", *UNIFORM}  # their output has labels, even if no input does
+_IN_PLACE_MOVERS = {"t", "transpose", "swapaxes", "as_strided"}  # those that leave the rank as it is
 _SAME_TENSOR = set("t transpose permute alias detach clone contiguous _to_copy view expand unsqueeze squeeze".split())
 
 
@@ -42,58 +46,80 @@ class Step:
     scalars: tuple[Any, ...]
     """Arguments that must not depend on the number of channels."""
     shapes: tuple[torch.Size, ...]
-    planes: tuple[Planes, ...]
+    labels: tuple[Labels, ...]
     """Of each output."""
-    touched: Planes
-    """Of all arguments and outputs."""
+    touched: tuple[Tensor, ...]
+    """The labels of all arguments and outputs."""
     place: Place
 
 
 class Watcher(TorchDispatchMode):
     """Follows every operator that runs inside it and hands its labels to the rule of its name."""
 
-    def __init__(self, ledger: Ledger, shadows: dict[str, Tensor], on_step: Callable[[Step], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        shadows: dict[str, Tensor],
+        position: Position,
+        on_step: Callable[[Step], None],
+        real: bool = False,
+    ) -> None:
         super().__init__()
         self.ledger = ledger
+        self.position = position
         self.on_step = on_step
-        self.path: list[tuple[str, nn.Module | None]] = [("", None)]
+        self.real = real  # whether tensors have values, which then differ from run to run
+        self._paused = False
         # Keyed by identity; the tensor stands beside its entry so that no other can take its id while the run lasts.
         self._names = {id(tensor): (tensor, name) for name, tensor in shadows.items()}
-        self._planes = {id(tensor): (tensor, ledger.planes(name)) for name, tensor in shadows.items()}
+        self._labels = {id(tensor): (tensor, ledger.labels(name)) for name, tensor in shadows.items()}
         self._by_storage = {storage(tensor): tensor for tensor in shadows.values()}
         self._on_meta: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def planes_of(self, tensor: Any) -> Planes:
-        return self._planes.get(id(tensor), (None, ()))[1]
+    def labels(self, tensor: Any) -> Labels:
+        """The labels of a tensor, `()` if it has none on any axis."""
+        return self._labels.get(id(tensor), (None, ()))[1]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Operators in here are not the model's."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def label(self, tensor: Tensor, labels: Labels) -> None:
+        """Say what the labels of a tensor are that no operator made."""
+        self._labels[id(tensor)] = (tensor, labels if any(ids is not None for ids in labels) else ())
 
     def name_of(self, tensor: Any) -> str | None:
         return self._names.get(id(tensor), (None, None))[1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         leaves = tree_leaves((args, kwargs))
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        if len({x.is_meta for x in tensors}) > 1:
-            args, kwargs = tree_map(self._to_meta, (args, kwargs))
-            leaves = tree_leaves((args, kwargs))
-            tensors = [x for x in leaves if isinstance(x, Tensor)]
         out = _execute(func, args, kwargs)
         for tensor in tensors:
-            if tensor.is_meta and id(tensor) not in self._planes:
+            if id(tensor) not in self._labels:
                 self._adopt(tensor)
         self._pass_name_on(func, args, out)
-        before = tuple(plane for tensor in tensors for plane in self.planes_of(tensor))
-        place = Place(func.overloadpacket.__name__, self.path[-1][0], "")
+        before = tuple(ids for tensor in tensors for ids in self.labels(tensor) if ids is not None)
+        place = Place(func.overloadpacket.__name__, self.position.path, "")
         counted = func.overloadpacket in flop_registry
-        if counted or before:
+        if counted or before or place.operator in _LABELLING:
             place = self._apply(func, args, kwargs, out, place, counted)
         for tensor in (x for x in tree_leaves(out) if isinstance(x, Tensor)):
-            self._planes.setdefault(id(tensor), (tensor, ()))
+            self._labels.setdefault(id(tensor), (tensor, ()))
             self._by_storage.setdefault(storage(tensor), tensor)
         outs = labelled(out)
-        after = tuple(self.planes_of(tensor) for tensor in outs)
-        scalars = tuple(map(_value, leaves)) if place.operator.rstrip("_") in SIZELESS else ()
-        self.on_step(Step(place.operator, scalars, tuple(t.shape for t in outs), after, before + sum(after, ()), place))
+        after = tuple(self.labels(tensor) for tensor in outs)
+        touched = before + tuple(ids for labels in after for ids in labels if ids is not None)
+        scalars = tuple(map(self._value, leaves)) if place.operator.rstrip("_") in SIZELESS else ()
+        self.on_step(Step(place.operator, scalars, tuple(t.shape for t in outs), after, touched, place))
         return out
 
     def _apply(self, func: Any, args: Any, kwargs: Any, out: Any, place: Place, counted: bool) -> Place:
@@ -101,12 +127,12 @@ class Watcher(TorchDispatchMode):
         name = place.operator
         in_place = name.endswith("_") and not name.endswith("__")
         rule = RULES.get(name.rstrip("_") if in_place else name, unknown)
-        if in_place and name.rstrip("_") in MOVERS:
+        if in_place and name.rstrip("_") in set(MOVERS) - _IN_PLACE_MOVERS:
             rule = unknown
-        call = Call(func, args, kwargs, out, self.planes_of, self.name_of, place, self.path[-1][1])
+        call = Call(func, args, kwargs, out, self.labels, self.name_of, place, self.position.module)
         macs, pins = len(self.ledger.macs), len(self.ledger.pins)
         try:
-            planes = rule(self.ledger, call)
+            labels = rule(self.ledger, call)
         except Exception as error:
             raise RuleError(f"the rule for {place} failed, which is a bug of hfp: {first_line(error)}") from error
         if len(self.ledger.pins) > pins:
@@ -115,23 +141,29 @@ class Watcher(TorchDispatchMode):
         if counted and len(self.ledger.macs) == macs:  # a matrix product without a rule: a constant
             flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
             self.ledger.macs.append(Term(flops // 2, (), place.module))
-        if isinstance(planes, list):
-            self._planes.update({id(part): (part, own) for part, own in zip(out, planes, strict=True)})
-        else:
-            self._planes.update({id(part): (part, planes) for part in labelled(out)})
+        every = labels if isinstance(labels, list) else [labels] * len(labelled(out))
+        for part, own in zip(labelled(out), every, strict=True):
+            assert not own or len(own) == part.dim(), f"{place} gives {len(own)} labels to {part.dim()} axes"
+            self.label(part, own)
         return place
 
     def _adopt(self, tensor: Tensor) -> None:
         """What shares memory with a tensor that no operator made (`nn.Parameter(x)` in a forward) is pinned."""
         known = self._by_storage.get(storage(tensor))
         if known is not None:
-            for plane in self.planes_of(known):
-                self.ledger.pin(
-                    plane,
-                    "is used through a tensor that no operator made",
-                    Place("a new tensor", self.path[-1][0], source_line()),
-                )
-        self._planes[id(tensor)] = (tensor, ())
+            for ids in self.labels(known):
+                if ids is not None:
+                    place = Place("a new tensor", self.position.path, source_line())
+                    self.ledger.pin(ids, "is used through a tensor that no operator made", place)
+        self._labels[id(tensor)] = (tensor, ())
+
+    def to_meta(self, arguments: Any) -> Any:
+        """Arguments of one function on one device: the meta device, if one of them is there."""
+        tensors = [x for x in tree_leaves(arguments) if isinstance(x, Tensor)]
+        if len({x.is_meta for x in tensors}) < 2:
+            return arguments
+        with self.paused():
+            return tree_map(self._to_meta, arguments)
 
     def _to_meta(self, value: Any) -> Any:
         """Constants that the model keeps as plain attributes are on their own device; here only shapes count."""
@@ -139,7 +171,14 @@ class Watcher(TorchDispatchMode):
             return value
         if id(value) not in self._on_meta:
             self._on_meta[id(value)] = (value, value.to("meta"))
+            self.label(self._on_meta[id(value)][1], self.labels(value))
         return self._on_meta[id(value)][1]
+
+    def _value(self, argument: Any) -> Any:
+        """What an argument adds to `Step.scalars`: numbers, also in tensors of one element off the meta device."""
+        if isinstance(argument, Tensor):
+            return argument.item() if not (argument.is_meta or self.real) and argument.numel() == 1 else None
+        return argument if isinstance(argument, (bool, int, float, complex, str)) else None
 
     def _pass_name_on(self, func: Any, args: Any, out: Any) -> None:
         """A transposed or cast parameter is still that parameter."""
@@ -147,24 +186,6 @@ class Watcher(TorchDispatchMode):
             name = self.name_of(args[0])
             if name is not None:
                 self._names[id(out)] = (out, name)
-
-    @contextmanager
-    def module_paths(self, model: nn.Module) -> Iterator[None]:
-        """Keep `self.path`, the names of the modules whose forward is running."""
-        names = {module: name for name, module in model.named_modules()}
-
-        def enter(module: nn.Module, _: Any) -> None:
-            self.path.append((names.get(module, self.path[-1][0]), module))
-
-        def leave(module: nn.Module, _: Any, __: Any) -> None:
-            self.path.pop()
-
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _execute(func: Any, args: Any, kwargs: Any) -> Any:
@@ -185,13 +206,6 @@ def labelled(out: Any) -> list[Tensor]:
 
 def storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _value(argument: Any) -> Any:
-    """What an argument adds to `Step.scalars`: numbers, also in tensors of one element off the meta device."""
-    if isinstance(argument, Tensor):
-        return argument.item() if not argument.is_meta and argument.numel() == 1 else None
-    return argument if isinstance(argument, (bool, int, float, complex, str)) else None
 
 
 def source_line() -> str:

@@ -15,7 +15,7 @@ from hfp.channels import ChannelTable
 from hfp.cost import Cost
 from hfp.threshold import smallest, threshold
 from hfp.trace import Ignored, ignored_modules, trace
-from hfp.trial import random_half
+from hfp.trial import random_part
 
 THRESHOLDS = 25  # how often the live channels are chosen anew on the way to the target
 VERIFIED_BY_DEFAULT = 50_000_000  # parameters up to which `wrap` proves on real numbers that gating equals removing
@@ -260,7 +260,7 @@ def wrap(
         targets=targets | {"counter": counter, "round_to": round_to, "ignore": ignored},
     )
     if verify or (verify is None and net.dense_params <= VERIFIED_BY_DEFAULT):
-        keep = random_half(table)
+        keep = random_part(table)
         net._verify(keep, surgery.compact(model, table, keep))
     return net
 

@@ -1,4 +1,8 @@
-"""Random networks from a seed: blocks of every kind that the zoo knows, one behind another, with random widths."""
+"""Random networks from a seed: blocks of every kind that the zoo knows, one behind another, with random widths.
+
+The convolutional blocks are here, those that attend in `generator_attention.py`, the others in `generator_blocks.py`.
+A seed gives the same network in every process; a change of the blocks gives other networks.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from specimen import Net
+from generator_attention import tokens_of
+from generator_blocks import MORE_BLOCKS
+from specimen import Net, parameter
 from torch import Tensor, nn
 
 Block = Callable[["Draw"], nn.Module]
@@ -179,7 +185,7 @@ def shuffled(draw: Draw) -> nn.Module:
     def run(net: Net, x: Tensor) -> Tensor:
         x = net.first(x)
         b, c, h, w = x.shape
-        return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return x.reshape(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
 
     return Net(run, first=first)
 
@@ -214,7 +220,7 @@ def between(draw: Draw) -> nn.Module:
         lambda net, x: F.interpolate(x, size=(7, 9), mode="bilinear"),
         lambda net, x: torch.where(x > 0, x, 0.1 * x.flip(3)),
         lambda net, x: torch.cat([x, x.new_ones(x.shape[0], 2, *x.shape[2:])], 1),
-        lambda net, x: x.view(x.shape[0], width, -1, x.shape[-1]),
+        lambda net, x: x.contiguous().view(x.shape[0], width, -1, x.shape[-1]),
     )
     chosen = draw.random.randrange(len(runs))
     draw.width = {5: 2 * width, 13: width + 2}.get(chosen, width)
@@ -257,11 +263,14 @@ def upsampled(draw: Draw) -> nn.Module:
 BLOCKS: tuple[Block, ...] = (
     plain, plain, residual, residual, bottleneck, dense, dense, inception, grouped, grouped, depthwise, depthwise,
     inverted_residual, squeeze_excite, shared, tied, padded_shortcut, shuffled, split, between, between, between,
-    scaled, pooled, normalised, channel_attention, upsampled,
+    scaled, pooled, normalised, channel_attention, upsampled, *MORE_BLOCKS,
 )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- whole networks
+
+SMALL = 1e-3
+"""The least that normalisers add to a variance: a constant channel, normalised again and again, is all rounding."""
 
 
 def tail(draw: Draw) -> nn.Module:
@@ -274,12 +283,39 @@ def tail(draw: Draw) -> nn.Module:
             pool, nn.Flatten(), nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 5)
         ),
         lambda: Net(lambda net, x: net.fc(x.mean((2, 3))), fc=nn.Linear(draw.width, 5)),
-        lambda: Net(lambda net, x: net.fc(F.adaptive_avg_pool2d(x, 2).view(-1, flat)), fc=nn.Linear(flat, 5)),
+        lambda: Net(lambda net, x: net.fc(pool(x).contiguous().view(-1, flat)), fc=nn.Linear(flat, 5)),
         lambda: Net(lambda net, x: net.fc(x.flatten(2).transpose(1, 2)).amax(1), fc=nn.Linear(draw.width, 5)),
         lambda: nn.Conv2d(draw.width, 5, 1),
         lambda: Net(lambda net, x: {"map": net.fc(x), "features": x}, fc=nn.Conv2d(draw.width, 5, 1)),
-    )
+        lambda: Net(
+            lambda net, x: F.linear(F.normalize(x.mean((2, 3)), eps=1e-3), F.normalize(net.classes, eps=1e-3)),
+            classes=parameter(5, draw.width),
+        ),
+        lambda: Net(
+            lambda net, x: net.fc((net.score(tokens_of(x)).softmax(1) * tokens_of(x)).sum(1)),
+            score=nn.Linear(draw.width, 1), fc=nn.Linear(draw.width, 5),
+        ),
+        lambda: Net(
+            lambda net, x: net.fc(net.rnn(tokens_of(F.adaptive_avg_pool2d(x, (1, 4))))[1][0][-1]),
+            rnn=nn.LSTM(draw.width, hidden, batch_first=True), fc=nn.Linear(hidden, 5),
+        ),
+        lambda: with_class_token(draw),
+    )  # fmt: skip
     return draw.random.choice(heads)()
+
+
+def with_class_token(draw: Draw) -> nn.Module:
+    """The scores are read off a token of its own, after one layer of attention with position embeddings."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        tokens = tokens_of(F.adaptive_avg_pool2d(x, 3))
+        tokens = torch.cat((net.token.expand(x.shape[0], -1, -1), tokens), 1) + net.position
+        q, k, v = net.qkv(tokens).chunk(3, -1)
+        return net.fc(net.last(tokens + (q @ k.mT).softmax(-1) @ v)[:, 0])
+
+    layers = {"qkv": nn.Linear(draw.width, 3 * draw.width), "fc": nn.Linear(draw.width, 5)}
+    tables = {"token": parameter(1, 1, draw.width), "position": parameter(1, 10, draw.width)}
+    return Net(run, last=nn.LayerNorm(draw.width), **tables, **layers)
 
 
 def network(seed: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Sequential, list[str]]:
@@ -297,6 +333,12 @@ def network(seed: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Sequentia
                 (module.bias, -1.0),
             ):
                 nn.init.uniform_(tensor, low, 1.5)
+    for weight in model.parameters():
+        if weight.min() == weight.max():
+            nn.init.uniform_(weight, 0.5, 1.5)
+    for module in model.modules():
+        if getattr(module, "eps", 1) is None or getattr(module, "eps", 1) < SMALL:
+            module.eps = SMALL
     return model, [block.__name__ for block in chosen]
 
 

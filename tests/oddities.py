@@ -67,7 +67,7 @@ def sorting_order_as_features() -> Net:
 # ---------------------------------------------------------------------------------------------- weights
 
 
-@trap({}, {name: "" for name in ("a.weight", *(f"b.parametrizations.weight.original{i}" for i in (0, 1)))})
+@trap({places("a", "b.parametrizations.weight.original1/1"): 6})
 def weight_norm() -> Net:
     b = parametrizations.weight_norm(conv(6, 4))
     return Net(lambda net, x: net.b(net.a(x)), a=conv(3, 6), b=b)
@@ -99,7 +99,7 @@ def weight_mixed_in_forward() -> Net:
     return Net(run, a=conv(3, 6), route=nn.Linear(6, 2), b=conv(5, 4), weights=parameter(2, 5, 6, 1, 1))
 
 
-@trap({"u/0 b.weight/1": 6}, {"a.weight": "computed", "v": "computed"})
+@trap({"u/0 b.weight/1": 6, places("a", "v/1"): 8})
 def weight_of_low_rank() -> Net:
     run = lambda net, x: net.b(F.linear(net.a(x).mean((2, 3)), net.u @ net.v))  # noqa: E731
     return Net(run, a=conv(3, 8), b=nn.Linear(6, 4), u=parameter(6, 3), v=parameter(3, 8))

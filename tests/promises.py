@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,12 +41,13 @@ def random_keep(table: ChannelTable, density: float, generator: torch.Generator)
 
 
 def relative_difference(a: Any, b: Any) -> float:
-    """The largest difference of two outputs, over the largest value of the tensor it is in."""
+    """The largest difference of two outputs, over the largest value of the tensor it is in; infinite for a NaN."""
     worst = 0.0
     for x, y in zip(leaves(a), leaves(b), strict=True):
         assert x.shape == y.shape, f"shape {tuple(x.shape)} became {tuple(y.shape)}"
         if x.numel():
-            worst = max(worst, float((x - y).abs().max() / x.abs().max().clamp_min(1e-30)))
+            apart = (x - y).abs().max() / x.abs().max().clamp_min(1e-30)
+            worst = max(worst, float(apart.nan_to_num(math.inf, posinf=math.inf)))  # max(worst, nan) would be worst
     return worst
 
 

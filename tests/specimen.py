@@ -3,6 +3,7 @@
 A specimen names every channel group by its places, `tensor/dim` of each, with its width. What is not in a group stays
 whole; `pinned` says why, by a word of the reason. Layers whose channels are outputs of the network need no mention.
 `groups=None` leaves open how much is pruned: the promises must hold all the same. `zoo.py` and `traps.py` hold them.
+Larger ones (`attention.py`, `normalisers.py`, `recurrent.py`) state `least`, the places that must be in some group.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ IMAGE = ((2, 3, 8, 8),)
 
 
 class Net(nn.Module):
-    """A module of `parts` that runs `Net.run(net, *inputs)`."""
+    """A module of `parts` (layers, parameters, plain numbers) that runs `Net.run(net, *inputs)`."""
 
-    def __init__(self, run: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
+    def __init__(self, run: Callable[..., Any], **parts: Any) -> None:
         super().__init__()
         self.run = run
         for name, part in parts.items():
@@ -42,6 +43,8 @@ class Specimen:
     pinned: dict[str, str]
     random: bool
     """Whether a training step draws random numbers, so that two networks of different widths cannot be compared."""
+    least: frozenset[str] = frozenset()
+    """Places, `tensor/dim`, that must be in some group whatever else is."""
 
     def model(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         """The network in evaluation mode, with nothing at its initial value: a BN shift of 0 hides mistakes."""
@@ -54,6 +57,9 @@ class Specimen:
             if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
                 for parameter in module.parameters():
                     nn.init.uniform_(parameter, 0.5, 1.5)
+        for parameter in model.parameters():
+            if parameter.min() == parameter.max():
+                nn.init.uniform_(parameter, 0.5, 1.5)
         return model
 
     def inputs(self, dtype: torch.dtype = torch.float64, seed: int = 1) -> Any:
@@ -75,13 +81,15 @@ def registry() -> tuple[dict[str, Specimen], Callable[..., Any]]:
     found: dict[str, Specimen] = {}
 
     def specimen(
-        groups: dict[str, int] | None,
+        groups: dict[str, int] | None = None,
         pinned: dict[str, str] | None = None,
         shapes: Any = IMAGE,
         random: bool = False,
+        least: str = "",
     ) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
         def add(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-            found[build.__name__] = Specimen(build.__name__, build, shapes, groups, pinned or {}, random)
+            must = frozenset(place if "/" in place else f"{place}.weight/0" for place in least.split())
+            found[build.__name__] = Specimen(build.__name__, build, shapes, groups, pinned or {}, random, must)
             return build
 
         return add

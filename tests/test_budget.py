@@ -49,7 +49,12 @@ def test_a_wrong_target_is_told_what_would_be_right(target: object, words: str) 
 
 
 def budget() -> Budget:
-    return Budget("macs", build(4, [(10, (Factor.of(torch.arange(4)),))]), dense=40, target=20)
+    return Budget(
+        "macs",
+        build(4, [(10, (Factor.of(torch.arange(4)),))], torch.empty(0, 0, dtype=torch.long)),
+        dense=40,
+        target=20,
+    )
 
 
 def test_a_budget_falls_from_dense_to_target_and_never_rises() -> None:

@@ -11,12 +11,15 @@ from zoo import ZOO
 from hfp import trace
 from hfp.cost import Factor, build
 
+NONE = torch.empty(0, 0, dtype=torch.long)
+"""No products of channels."""
+
 
 def test_a_cost_by_hand() -> None:
     """7 * (2 + live of channels 0, 1, 1) * (live of channel 2) + 5."""
     two = Factor.of(torch.tensor([-1, -1, 0, 1, 1]))
     one = Factor.of(torch.tensor([2]))
-    cost = build(3, [(7, (two, one)), (5, ()), (3, (Factor.of(torch.tensor([-1])),))])
+    cost = build(3, [(7, (two, one)), (5, ()), (3, (Factor.of(torch.tensor([-1])),))], NONE)
     for keep in ([1, 1, 1], [1, 0, 1], [0, 1, 1], [0, 0, 1], [1, 1, 0]):
         a, b, c = keep
         assert cost.count(torch.tensor(keep, dtype=torch.bool)) == 7 * (2 + a + 2 * b) * c + 5 + 3
@@ -24,18 +27,39 @@ def test_a_cost_by_hand() -> None:
 
 def test_terms_of_equal_factors_are_added_up() -> None:
     factor = Factor.of(torch.tensor([0, 1]))
-    cost = build(2, [(3, (factor,)), (4, (Factor.of(torch.tensor([0, 1])),))])
+    cost = build(2, [(3, (factor,)), (4, (Factor.of(torch.tensor([0, 1])),))], NONE)
     assert len(cost.coefficients) == 1
     assert cost.dense() == 14
 
 
+def test_a_cost_of_products_by_hand() -> None:
+    """Rows of a projection are heads (0, 1) times places (2, 3, 4); one row more stays, and channel 2 has one alone."""
+    products = torch.cartesian_prod(torch.arange(2), torch.arange(2, 5))
+    rows = Factor.of(torch.tensor([5, 6, 7, 8, 9, 10, -1, 2]))
+    cost = build(5, [(3, (rows,)), (2, (rows, Factor.of(torch.tensor([0, 1]))))], products)
+    for bits in range(32):
+        keep = torch.tensor([bool(bits >> i & 1) for i in range(5)])
+        heads, places = int(keep[:2].sum()), int(keep[2:].sum())
+        live = heads * places + 1 + int(keep[2])
+        assert cost.count(keep) == 3 * live + 2 * live * heads
+    assert torch.equal(cost.to(torch.device("cpu")).live(keep), cost.live(keep))
+
+
+def test_gradients_of_products_are_those_of_finite_differences() -> None:
+    """Also where gates are 0: what one more head would cost depends on the places that are left."""
+    products = torch.cartesian_prod(torch.arange(2), torch.arange(2, 5))
+    cost = build(5, [(3, (Factor.of(torch.arange(5, 11)),))], products)
+    gates = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.grad(cost(gates), gates)[0].tolist() == [6.0, 6.0, 3.0, 3.0, 3.0]
+
+
 def test_no_terms_cost_nothing() -> None:
-    assert build(2, []).dense() == 0
+    assert build(2, [], NONE).dense() == 0
 
 
 def test_counts_are_exact_far_above_float32() -> None:
     factor = Factor.of(torch.arange(2))
-    assert build(2, [(2**51 + 1, (factor,))]).dense() == 2**52 + 2
+    assert build(2, [(2**51 + 1, (factor,))], NONE).dense() == 2**52 + 2
 
 
 @pytest.mark.parametrize("specimen", ZOO.values(), ids=ZOO.keys())

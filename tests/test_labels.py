@@ -1,37 +1,22 @@
-"""Planes and the ledger."""
+"""Ids, and what the ledger makes of them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from hfp.labels import FIXED, Ledger, Place, align, components, compress, varying
+from hfp.labels import ANY, FIXED, Ledger, Place, anything, components, extended, prunable
 
 HERE = Place("test", "", "")
 
 
-@pytest.mark.parametrize(
-    "plane, shape",
-    [
-        (torch.arange(4).reshape(1, 4, 1).expand(2, 4, 5), (1, 4, 1)),
-        (torch.zeros(2, 3, dtype=torch.long), (1, 1)),
-        (torch.arange(6).reshape(2, 3), (2, 3)),
-        (torch.tensor([[0, 1], [0, 1]]), (1, 2)),
-        (torch.tensor([[0, 0], [1, 1]]), (2, 1)),
-        (torch.zeros(0, 3, dtype=torch.long), (0, 1)),
-    ],
-)
-def test_a_compressed_plane_is_as_small_as_can_be_and_says_the_same(
-    plane: torch.Tensor, shape: tuple[int, ...]
-) -> None:
-    small = compress(plane)
-    assert small.shape == shape
-    assert torch.equal(small.expand(plane.shape), plane)
-    assert varying(small) == {axis for axis, size in enumerate(shape) if size != 1}
+def pinned(ledger: Ledger) -> list[int]:
+    return sorted(torch.cat([pin.ids for pin in ledger.pins]).tolist()) if ledger.pins else []
 
 
-def test_aligning_adds_leading_axes() -> None:
-    assert align(torch.zeros(4, 1), 4).shape == (1, 1, 4, 1)
+def tied(ledger: Ledger) -> list[list[int]]:
+    return torch.cat(ledger.ties, dim=1).T.tolist() if ledger.ties else []
 
 
 def test_numbering_gives_every_index_of_every_dim_an_id_of_its_own() -> None:
@@ -39,9 +24,15 @@ def test_numbering_gives_every_index_of_every_dim_an_id_of_its_own() -> None:
     ledger.number("weight", (4, 3, 1))
     ledger.number("bias", (4,))
     ids = torch.cat([vector for vectors in ledger.axes.values() for vector in vectors])
-    assert ids.tolist() == list(range(4 + 3 + 1 + 4))
-    assert [tuple(plane.shape) for plane in ledger.planes("weight")] == [(4, 1, 1), (1, 3, 1)]
-    assert ledger.planes("bias")[0].tolist() == ledger.axes["bias"][0].tolist()
+    assert ids.tolist() == list(range(4 + 3 + 1 + 4)) and ledger.size == 12
+    assert ledger.fresh(2).tolist() == [12, 13]
+
+
+def test_the_labels_of_a_tensor_are_its_axes_but_for_those_of_length_one() -> None:
+    ledger = Ledger()
+    ledger.number("weight", (4, 3, 1))
+    labels = ledger.labels("weight")
+    assert labels[0] is ledger.axes["weight"][0] and labels[1] is ledger.axes["weight"][1] and labels[2] is None
 
 
 def test_components_are_those_of_a_plain_union_find() -> None:
@@ -66,18 +57,108 @@ def test_a_long_chain_is_one_component() -> None:
     assert int(components(100_000, [chain]).max()) == 0
 
 
-def test_meeting_a_fixed_element_pins() -> None:
-    ledger = Ledger()
-    ledger.tie(torch.tensor([0, FIXED, 2, FIXED]), torch.tensor([4, 5, FIXED, FIXED]), HERE)
-    assert torch.cat(ledger.ties, dim=1).T.tolist() == [[0, 4]]
-    assert sorted(torch.cat([pin.ids for pin in ledger.pins]).tolist()) == [2, 5]
+@pytest.mark.parametrize(
+    "a, b, ties, pins",
+    [
+        ([0, 1], [2, 3], [[0, 2], [1, 3]], []),
+        ([0, 1], [0, 3], [[1, 3]], []),
+        ([0, FIXED, 2, FIXED], [4, 5, FIXED, FIXED], [[0, 4]], [2, 5]),
+        ([0, ANY, 2, ANY], [4, 5, ANY, ANY], [[0, 4]], []),
+        ([ANY, FIXED], [FIXED, ANY], [], []),
+        ([[0], [1]], [[2, 3], [4, 5]], [[0, 2], [0, 3], [1, 4], [1, 5]], []),
+        ([], [], [], []),
+    ],
+)
+def test_tying_joins_ids_and_pins_those_that_meet_no_channel(a: list, b: list, ties: list, pins: list) -> None:
+    for first, second in ((a, b), (b, a)):
+        ledger = Ledger()
+        ledger.tie(torch.tensor(first, dtype=torch.long), torch.tensor(second, dtype=torch.long), HERE)
+        assert [sorted(pair) for pair in tied(ledger)] == ties
+        assert pinned(ledger) == pins
 
 
-def test_ids_that_share_a_position_are_tied() -> None:
+def test_a_vector_tied_to_itself_is_nothing_new() -> None:
+    ledger, ids = Ledger(), torch.tensor([0, FIXED])
+    ledger.tie(ids, ids, HERE)
+    assert not ledger.ties and not ledger.pins
+
+
+def test_only_ids_can_be_pinned() -> None:
     ledger = Ledger()
-    ids = ledger.vector(torch.tensor([[0, 1, 2], [3, 4, 5]]), 1, HERE)
-    assert ids.tolist() == [0, 1, 2]
-    assert components(6, ledger.ties).tolist() == [0, 1, 2, 0, 1, 2]
+    ledger.pin(torch.tensor([[3, FIXED], [ANY, 1]]), "why", HERE)
+    ledger.pin(torch.tensor([FIXED, ANY]), "why", HERE)
+    assert [(pin.ids.tolist(), pin.reason, pin.place) for pin in ledger.pins] == [([3, 1], "why", HERE)]
+
+
+def test_splitting_an_axis_gives_factors_for_each_part() -> None:
+    """12 ids as 3 heads of 4: id 4 * h + d lives if head h and place d do."""
+    ledger = Ledger()
+    ledger.number("weight", (12,))
+    heads, places = ledger.split(torch.arange(12).reshape(3, 4), HERE)
+    assert (len(heads), len(places)) == (3, 4) and ledger.size == 12 + 7
+    ((ids, factors),) = ledger.products
+    assert ids.tolist() == list(range(12))
+    assert factors.tolist() == [[int(heads[i // 4]), int(places[i % 4])] for i in range(12)]
+
+
+def test_splitting_into_three() -> None:
+    ledger = Ledger(size=24)
+    parts = ledger.split(torch.arange(24).reshape(2, 3, 4), HERE)
+    ((ids, factors),) = ledger.products
+    assert factors.shape == (24, 3)
+    for i, row in zip(ids.tolist(), factors.tolist(), strict=True):
+        assert row == [int(parts[0][i // 12]), int(parts[1][i // 4 % 3]), int(parts[2][i % 4])]
+
+
+def test_what_is_split_beside_values_of_no_channel_stays() -> None:
+    """Zeros in the last place of head 0: neither the head nor the place can go."""
+    ledger = Ledger(size=3)
+    heads, places = ledger.split(torch.tensor([[0, FIXED], [1, 2]]), HERE)
+    assert pinned(ledger) == sorted([int(heads[0]), int(places[1])])
+    assert ledger.products[0][0].tolist() == [0, 1, 2]
+
+
+def test_merging_axes_gives_products() -> None:
+    ledger = Ledger(size=4)
+    a, b = torch.tensor([0, 0, 1, 1]), torch.tensor([2, 3, 2, 3])
+    merged = ledger.merge([a, b])
+    assert merged.tolist() == [4, 5, 6, 7]
+    ((ids, factors),) = ledger.products
+    assert ids is merged and factors.tolist() == [[0, 2], [0, 3], [1, 2], [1, 3]]
+
+
+def test_merging_with_what_can_be_any_channel_makes_none() -> None:
+    ledger, ids = Ledger(size=4), torch.tensor([0, 1, 0, 1])
+    assert ledger.merge([ids]) is ids
+    assert ledger.merge([anything(4), ids]) is ids
+    assert ledger.merge([anything(4), anything(4)]).tolist() == [ANY] * 4
+    assert not ledger.products
+
+
+def test_what_holds_for_channels_is_extended_to_products() -> None:
+    products = torch.tensor([[0, 1], [1, 2], [0, FIXED]])
+    for bits in range(8):
+        keep = torch.tensor([bool(bits >> i & 1) for i in range(3)])
+        a, b, c = keep.tolist()
+        every = extended(keep, products)
+        assert every.dtype == torch.bool and every.tolist() == [a, b, c, a and b, b and c, a, True]
+        assert torch.equal(extended(keep.double(), products), every.double())
+    assert extended(torch.tensor([0.5]), torch.empty(0, 0, dtype=torch.long)).tolist() == [0.5, 1.0]
+
+
+def test_gradients_reach_every_factor() -> None:
+    products = torch.tensor([[0, 1], [0, FIXED]])
+
+    def function(gates: Tensor) -> Tensor:
+        return extended(gates, products)
+
+    gates = torch.tensor([0.0, 0.7], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, (gates,))
+
+
+@pytest.mark.parametrize("ids, answer", [([FIXED, FIXED], False), ([ANY], False), ([FIXED, 0], True), ([], False)])
+def test_prunable(ids: list[int], answer: bool) -> None:
+    assert prunable(torch.tensor(ids, dtype=torch.long)) is answer
 
 
 def test_a_place_reads_as_a_sentence() -> None:

@@ -83,3 +83,25 @@ def test_magnitude_decides_until_gates_have_learned() -> None:
         model[0].weight[1] *= 10
     small = package.wrap(model, torch.zeros(1, 3, 8, 8), target_macs=0.3).compact()
     assert torch.equal(small[0].weight, model[0].weight[1:2])
+
+
+class _Heads(nn.Module):
+    """The values of an attention, 2 heads of 3 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.out = nn.Linear(4, 6), nn.Linear(6, 5)
+        self.heads, self.size = 2, 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.value(x).unflatten(-1, (self.heads, self.size))
+        return self.out((heads * 2).flatten(-2))
+
+
+def test_a_filter_counts_for_its_head_and_for_its_place_in_it() -> None:
+    model = _Heads()
+    with torch.no_grad():
+        model.value.weight.copy_(torch.tensor([1.0, -2.0, 3.0, 3.0, 4.0, -5.0])[:, None].expand(6, 4))
+    table = package.trace(model, torch.zeros(5, 4))
+    found = {group.width: relative_magnitude(model, table)[group.channels].tolist() for group in table.groups}
+    assert found == {2: pytest.approx([2 / 3, 4 / 3]), 3: pytest.approx([2 / 3, 1.0, 4 / 3])}

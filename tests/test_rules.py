@@ -111,3 +111,10 @@ def test_the_checks_see_a_wrong_table() -> None:
     gated = call(Gated(model, table, keep), inputs)
     assert relative_difference(gated, call(compact(model, table, keep), inputs)) < 1e-10
     assert relative_difference(gated, call(compact(model, wrong, keep), inputs)) > 0.01
+
+
+def test_the_checks_see_a_single_nan() -> None:
+    right = torch.ones(3)
+    for wrong in (torch.tensor([1.0, float("nan"), 1.0]), torch.tensor([1.0, float("inf"), 1.0])):
+        assert relative_difference([right, right], [wrong, right]) == float("inf")
+        assert relative_difference(wrong, right) == float("inf")

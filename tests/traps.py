@@ -134,7 +134,7 @@ def repeated_up_to_a_width() -> Net:
     return between(lambda h: h.repeat(1, 12 // h.shape[1], 1, 1), width=12)
 
 
-@trap({}, {"a.weight": "fixed size"})
+@trap({}, {"a.weight": "does not follow"})
 def constant_of_its_own_size() -> Net:
     return between(lambda h: h * torch.ones(6, 1, 1, dtype=h.dtype))
 
@@ -168,22 +168,22 @@ def squeezed_along_channels() -> Net:
 # ---------------------------------------------------------------------------------------------- channels mixed
 
 
-@trap({}, {"a.weight": "along the channels"})
+@trap({places("a"): 6})
 def mean_over_channels() -> Net:
     return Net(lambda net, x: net.b(net.a(x).mean(1, keepdim=True)), a=conv(3, 6), b=conv(1, 4))
 
 
-@trap({}, {"a.weight": "along the channels"})
+@trap({places("a", "b.weight/1"): 6})
 def softmax_over_channels() -> Net:
     return between(lambda h: h.softmax(1))
 
 
-@trap({}, {"a.weight": "along the channels"})
+@trap({places("a", "b.weight/1"): 6})
 def unit_length() -> Net:
     return between(lambda h: F.normalize(h, dim=1))
 
 
-@trap({}, {"a.weight": ""})
+@trap({places("a", "b.weight/1"): 6})
 def sum_over_everything() -> Net:
     return between(lambda h: h / h.abs().sum())
 

@@ -5,25 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hfp.channels import ChannelTable
-from hfp.labels import FIXED
+from hfp.channels import ChannelTable, with_products
+from hfp.labels import FIXED, prunable
 from hfp.tracing import named_tensors
 
 
 def relative_magnitude(model: nn.Module, table: ChannelTable) -> Tensor:
     """(channels,) the mean |w| of the filters that make a channel, relative to the mean of its group.
 
-    Relative, since layers differ in scale for reasons (their fan-in) that say nothing of their worth.
+    A filter that belongs to several channels (to a head, and to a place in it) counts for each of them. Relative, since
+    layers differ in scale for reasons (their fan-in) that say nothing of their worth.
     """
-    total, count = torch.zeros(table.channels, dtype=torch.float64), torch.zeros(table.channels, dtype=torch.float64)
+    sums = torch.zeros(table.channels + len(table.products), 2, dtype=torch.float64)  # of |w|, and how many w
     for name, tensor in named_tensors(model).items():
         for dim, vector in enumerate(table.axes[name]):
-            here = vector != FIXED
-            if tensor.dim() > 1 and (name, dim) not in table.readers and bool(here.any()):
-                filters = tensor.detach().abs().double().cpu().transpose(0, dim).flatten(1)[here]
-                total.index_add_(0, vector[here], filters.sum(1))
-                count.index_add_(0, vector[here], torch.full_like(filters[:, 0], filters.shape[1]))
+            if tensor.dim() > 1 and (name, dim) not in table.readers and prunable(vector):
+                size = _absolute_sums(tensor.detach(), dim)
+                filters = torch.stack([size, torch.full_like(size, tensor.numel() // len(vector))], 1)
+                sums.index_add_(0, vector[vector != FIXED], filters[vector != FIXED])
+    total, count = with_products(sums, table.channels, table.products).unbind(1)
     mean = total / count.clamp_min(1.0)
     for group in table.groups:
         mean[group.channels] /= mean[group.channels].mean().clamp_min(torch.finfo(torch.float64).tiny)
     return mean
+
+
+def _absolute_sums(tensor: Tensor, dim: int) -> Tensor:
+    """The sum of |w| at every index of `dim`; only sums are float64, since weights may be large."""
+    sizes = tensor.abs()
+    others = [other for other in range(tensor.dim()) if other != dim]
+    return sizes.sum(others, dtype=torch.promote_types(sizes.dtype, torch.float32)).double().cpu()

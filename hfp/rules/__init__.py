@@ -1,7 +1,7 @@
 """What each ATen operator does to labels: one table, one row per operator.
 
-A rule is a function `rule(ledger, call)`: it reads the planes of the call's arguments, writes ties, pins, readers and
-costs into the ledger and returns the planes of the call's output (and of further outputs of the same shape, such as the
+A rule is a function `rule(ledger, call)`: it reads the labels of the call's arguments, writes ties, pins, readers and
+costs into the ledger and returns the labels of the call's output (and of further outputs of the same shape, such as the
 indices of a pooling; batch statistics and the like carry no labels). An operator without a row pins what it touches.
 
 A rule may suppose that sizes in the model's code follow the channels: `hfp.trial` cuts the network and looks.

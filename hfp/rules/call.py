@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hfp.labels import Ledger, Place, Planes, varying
+from hfp.labels import Labels, Ledger, Place
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Any
-    planes_of: Callable[[Any], Planes]
+    labels: Callable[[Any], Labels]
     name_of: Callable[[Any], str | None]
     """The name of a parameter or buffer, also when seen through transpositions and casts; None for anything else."""
     place: Place
@@ -36,21 +36,27 @@ class Call:
             return self.args[position]
         return self.kwargs.get(name, default)
 
-    def plane(self, tensor: Tensor, axis: int) -> Tensor | None:
-        """The plane of `tensor` that varies along `axis`."""
-        axis %= tensor.dim()
-        return next((plane for plane in self.planes_of(tensor) if axis in varying(plane)), None)
+    def ids(self, tensor: Tensor, axis: int) -> Tensor | None:
+        """The ids along one axis of a tensor; None where there are none."""
+        labels = self.labels(tensor)
+        return labels[axis] if labels else None
 
 
-Rule = Callable[[Ledger, Call], Planes | list[Planes]]
-"""Gives the planes of the output; operators that split a tensor give a list, one entry per part."""
+Rule = Callable[[Ledger, Call], Labels | list[Labels]]
+"""Gives the labels of the output (`()`: none at all); operators that split a tensor give a list, one entry per part."""
 
 
-def unknown(ledger: Ledger, call: Call) -> Planes:
+def labelled(labels: Labels) -> list[tuple[int, Tensor]]:
+    """(axis, ids) of every axis that has labels."""
+    return [(axis, ids) for axis, ids in enumerate(labels) if ids is not None]
+
+
+def unknown(ledger: Ledger, call: Call) -> Labels:
     """An operator without a rule: everything that it touches stays whole."""
     for tensor in call.tensors():
-        for plane in call.planes_of(tensor):
-            ledger.pin(plane, "is touched by an operator without a rule", call.place)
-            if call.name_of(tensor) is not None and tensor.dim() > 1:
-                ledger.produced.append(plane.flatten())  # a weight: so that the report names its layer
+        for ids in call.labels(tensor):
+            if ids is not None:
+                ledger.pin(ids, "is touched by an operator without a rule", call.place)
+                if call.name_of(tensor) is not None and tensor.dim() > 1:
+                    ledger.produced.append(ids)  # a weight: so that the report names its layer
     return ()

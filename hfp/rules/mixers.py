@@ -2,7 +2,8 @@
 
 The channels of a mixer are the dims of its weight: the input's labels are tied to the dim that reads, the output takes
 the labels of the other one. Whoever reads is written down (`Ledger.readers`), for that is where gates sit, and so is
-the number of multiply-adds, as a product of live counts.
+the number of multiply-adds, as a product of live counts. A product of two activations (the scores of attention) reads
+without a weight: there removed channels have to be hidden from the operator itself.
 """
 
 from __future__ import annotations
@@ -13,18 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from hfp.labels import Ledger, Planes, Term, align, along, varying
-from hfp.rules.call import Call, Rule, unknown
+from hfp.labels import Labels, Ledger, Term
+from hfp.rules.call import Call, Rule
 
 
-def _ids(ledger: Ledger, call: Call, tensor: Tensor, axis: int) -> Tensor | None:
-    """The labels along one axis of a tensor; None where there are none."""
-    plane = call.plane(tensor, axis)
-    return None if plane is None else ledger.vector(plane, axis % tensor.dim(), call.place)
-
-
-def _labels(ids: Tensor | None, out: Tensor, axis: int) -> Planes:
-    return () if ids is None else (along(ids, axis, out.dim()),)
+def _labels(rank: int, axes: dict[int, Tensor | None]) -> Labels:
+    labels: list[Tensor | None] = [None] * rank
+    for axis, ids in axes.items():
+        labels[axis] = ids
+    return tuple(labels)
 
 
 def _read(ledger: Ledger, call: Call, x: Tensor | None, weight: Tensor, ids: Tensor | None) -> None:
@@ -40,10 +38,10 @@ def _read(ledger: Ledger, call: Call, x: Tensor | None, weight: Tensor, ids: Ten
         if name and dims:
             ledger.readers.setdefault(name, set()).update(dims)
         else:  # a gate on the parameter behind a computed weight is not a gate on the weight
-            ledger.pin(ids, "is read by a weight that is computed, not stored", call.place)
+            ledger.ask(x, "zero", "is read by a weight that is computed, not stored", call.place)
 
 
-def convolution(ledger: Ledger, call: Call) -> Planes:
+def convolution(ledger: Ledger, call: Call) -> Labels:
     """`(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)`.
 
     The weight is (O, I/g, *K) or, transposed, (I, O/g, *K).
@@ -51,23 +49,36 @@ def convolution(ledger: Ledger, call: Call) -> Planes:
     x, weight, bias = call.args[:3]
     transposed, groups = call.args[6], call.args[8]
     if transposed and groups > 1:
-        return unknown(ledger, call)
-    for plane in call.planes_of(x):
-        if varying(plane) - {1}:
-            ledger.pin(plane, "is convolved along the channels", call.place)
-    read, made = _ids(ledger, call, x, 1), _ids(ledger, call, weight, 1 if transposed else 0)
+        return _transposed_groups(ledger, call)
+    beside = _beside(ledger, call)
+    read, made = call.ids(x, 1), call.ids(weight, 1 if transposed else 0)
     if groups > 1:
         _group(ledger, call, read, made)
     else:
-        _read(ledger, call, read, weight, _ids(ledger, call, weight, 0 if transposed else 1))
-    planes = _labels(made, call.out, 1)
+        _read(ledger, call, read, weight, call.ids(weight, 0 if transposed else 1))
     if made is not None:
         ledger.produced.append(made)
     if bias is not None:
-        _add_bias(ledger, call, _bias_along(call, bias, 1), planes)
+        _add_bias(ledger, call, made, bias)
     grid = x if transposed else call.out  # every weight is used once at each position of it
-    _count(ledger, call, grid.shape[0] * prod(grid.shape[2:]) * prod(weight.shape[2:]), [(weight, 0), (weight, 1)])
-    return planes
+    positions = prod(n for axis, n in enumerate(grid.shape) if axis != 1 and axis not in beside)
+    axes = [(weight, 0), (weight, 1), *((x, axis) for axis in beside)]
+    _count(ledger, call, positions * prod(weight.shape[2:]), axes)
+    return _labels(call.out.dim(), {1: made, **beside})
+
+
+def _beside(ledger: Ledger, call: Call) -> dict[int, Tensor | None]:
+    """Axis -> labels of axes of the input that a convolution leaves alone: its kernel is 1 there, its stride too."""
+    x, weight = call.args[:2]
+    beside: dict[int, Tensor | None] = {}
+    for axis, ids in enumerate(call.labels(x)):
+        if ids is None or axis == 1:
+            continue
+        if axis > 1 and weight.shape[axis] == 1 and call.out.shape[axis] == x.shape[axis]:
+            beside[axis] = ids
+        else:
+            ledger.pin(ids, "is convolved along the channels", call.place)
+    return beside
 
 
 def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None) -> None:
@@ -93,31 +104,46 @@ def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None)
     else:
         ledger.tie(inputs[:1], inputs, call.place)
         ledger.tie(outputs[:1], outputs, call.place)
-        _read(ledger, call, inputs[0], weight, _ids(ledger, call, weight, 1))
+        _read(ledger, call, inputs[0], weight, call.ids(weight, 1))
 
 
-def _bias_along(call: Call, bias: Tensor, axis: int) -> tuple[Planes, tuple[int, ...]]:
-    """Planes and shape of a vector, as if it lay along `axis`."""
-    return tuple(plane.reshape((1,) * axis + (-1,)) for plane in call.planes_of(bias)), (1,) * axis + tuple(bias.shape)
+def _transposed_groups(ledger: Ledger, call: Call) -> Labels:
+    """Groups are removed whole: their inputs, which are rows of the weight, and their outputs."""
+    x, weight, bias, groups = *call.args[:3], call.args[8]
+    read, rows = call.ids(x, 1), call.ids(weight, 0)
+    made = None
+    if read is None or rows is None or not isinstance(call.module, _ConvNd) or call.module.groups != groups:
+        for ids in (read, rows):
+            if ids is not None:
+                ledger.pin(ids, "is in a grouped convolution that reads values that belong to no channel", call.place)
+    else:
+        ledger.tie(read, rows, call.place)
+        members = rows.reshape(groups, -1)
+        ledger.tie(members[:, :1], members, call.place)
+        ledger.attributes[call.place.module, "groups"] = members[:, 0]
+        ledger.produced.append(rows)
+        made = members[:, 0].repeat_interleave(weight.shape[1])
+        if bias is not None:
+            _add_bias(ledger, call, made, bias)
+    _count(ledger, call, x.shape[0] * prod(x.shape[2:]) * prod(weight.shape[2:]), [(weight, 0), (weight, 1)])
+    return _labels(call.out.dim(), {1: made})
 
 
-def _add_bias(ledger: Ledger, call: Call, bias: tuple[Planes, tuple[int, ...]], made: Planes) -> None:
-    """Tie what is added to what was made, axis by axis."""
-    planes, shape = bias
-    for plane in made:
-        (axis,) = varying(plane) or {0}
-        own = next((p for p in planes if axis in varying(p)), None)
+def _add_bias(ledger: Ledger, call: Call, made: Tensor | None, bias: Tensor) -> None:
+    """Tie what is added to what was made."""
+    if made is not None and bias.dim():
+        own = call.ids(bias, -1)
         if own is not None:
-            ledger.tie(plane.flatten(), own.flatten(), call.place)
-        elif axis < len(shape) and shape[axis] > 1:
-            ledger.pin(plane, "has a bias without labels", call.place)
+            ledger.tie(made, own, call.place)
+        elif bias.shape[-1] > 1:
+            ledger.pin(made, "has a bias without labels", call.place)
 
 
 def _count(ledger: Ledger, call: Call, fixed: int, axes: list[tuple[Tensor, int]]) -> None:
     """Multiply-adds: `fixed` times the live length of each axis."""
     factors = []
     for tensor, axis in axes:
-        ids = _ids(ledger, call, tensor, axis)
+        ids = call.ids(tensor, axis)
         if ids is None:
             fixed *= tensor.shape[axis]
         else:
@@ -125,37 +151,67 @@ def _count(ledger: Ledger, call: Call, fixed: int, axes: list[tuple[Tensor, int]
     ledger.macs.append(Term(fixed, tuple(factors), call.place.module))
 
 
-def matmul(ledger: Ledger, call: Call) -> Planes:
-    """`mm(a, b)` of a (M, K) and b (K, N), and `addmm(bias, a, b)`: one of the two is a weight."""
+def matmul(ledger: Ledger, call: Call) -> Labels:
+    """`mm(a, b)` of a (..., M, K) and b (..., K, N), `bmm` with one batch axis, `addmm` and `baddbmm` with a bias."""
     a, b = call.args[-2:]
-    left, right = _ids(ledger, call, a, 1), _ids(ledger, call, b, 0)
+    left, right = call.ids(a, -1), call.ids(b, -2)
     if call.name_of(b) is not None:
         _read(ledger, call, left, b, right)
-    else:
+    elif call.name_of(a) is not None:
         _read(ledger, call, right, a, left)
-    rows, columns = _ids(ledger, call, a, 0), _ids(ledger, call, b, 1)
+    elif left is not None and right is not None:
+        ledger.tie(left, right, call.place)
+        ledger.ask(left, "zero", "is read by another activation", call.place)
+        ledger.ask(right, "again", "is read by another activation", call.place)
+    else:
+        for ids in (left, right):
+            if ids is not None:
+                ledger.pin(ids, "is multiplied by a tensor of its own, fixed size", call.place)
+    batch = _batch(ledger, call, a, b) if a.dim() == 3 else None
+    rows, columns = call.ids(a, -2), call.ids(b, -1)
     for ids, weight in ((rows, a), (columns, b)):
         if ids is not None and call.name_of(weight) is not None:
             ledger.produced.append(ids)
-    planes = _labels(rows, call.out, 0) + _labels(columns, call.out, 1)
+    labels = _labels(call.out.dim(), {0: batch, -2: rows, -1: columns} if a.dim() == 3 else {0: rows, 1: columns})
     if len(call.args) == 3:
         bias = call.args[0]
-        lead = (1,) * (2 - bias.dim())
-        _add_bias(ledger, call, (tuple(align(p, 2) for p in call.planes_of(bias)), lead + tuple(bias.shape)), planes)
-    _count(ledger, call, 1, [(a, 0), (a, 1), (b, 1)])
-    return planes
+        _add_bias(ledger, call, columns, bias)
+        if bias.dim() > 1:
+            for axis in range(-bias.dim(), -1):
+                ids, own = labels[axis], call.ids(bias, axis)
+                if ids is not None and own is not None:
+                    ledger.tie(ids, own, call.place)
+                elif ids is not None and bias.shape[axis] > 1:
+                    ledger.pin(ids, "has a bias without labels", call.place)
+    inner = (a, -1) if right is None or call.name_of(a) is not None else (b, -2)  # the labels of the weight are sure
+    _count(ledger, call, 1, [*([(a, 0)] if a.dim() == 3 else []), (a, -2), inner, (b, -1)])
+    return labels
 
 
-def embedding(ledger: Ledger, call: Call) -> Planes:
+def _batch(ledger: Ledger, call: Call, a: Tensor, b: Tensor) -> Tensor | None:
+    """The labels of a batch of products (the heads of attention): those of both batches, one by one."""
+    ids = [call.ids(tensor, 0) for tensor in (a, b)]
+    if ids[0] is not None and ids[1] is not None:
+        ledger.tie(ids[0], ids[1], call.place)
+        return ids[0]
+    for own in ids:
+        if own is not None:
+            ledger.pin(own, "is combined with a tensor of its own, fixed size", call.place)
+    return None
+
+
+def embedding(ledger: Ledger, call: Call) -> Labels:
     """`(weight, indices)`: every row may be looked up, so rows stay whole; the columns are channels of the output."""
-    weight = call.args[0]
-    columns = _ids(ledger, call, weight, 1)
-    rows = _ids(ledger, call, weight, 0)
+    rows, columns = (call.ids(call.args[0], axis) for axis in (0, 1))
     if rows is not None:
         ledger.pin(rows, "is looked up by index", call.place)
     if columns is not None:
         ledger.produced.append(columns)
-    return _labels(columns, call.out, -1)
+    return _labels(call.out.dim(), {-1: columns})
 
 
-MIXERS: dict[str, Rule] = {"convolution": convolution, "mm": matmul, "addmm": matmul, "embedding": embedding}
+MIXERS: dict[str, Rule] = {
+    "convolution": convolution,
+    **dict.fromkeys("mm bmm addmm baddbmm".split(), matmul),
+    "embedding": embedding,
+}

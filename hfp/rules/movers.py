@@ -1,201 +1,455 @@
-"""Movers put elements somewhere else: they are executed on the planes themselves, so index arithmetic is PyTorch's own.
+"""Movers put elements somewhere else.
 
 Whether a size in the model's code is a literal or follows the channels cannot be seen here: `x.view(b, 4, c // 4)` and
 `x.view(b, 4, 16)` are the same call. So movers suppose the likely (the parts of an even split are cut alike, slot by
-slot), and the trial cut (`hfp.trial`) pins whatever does not follow.
+slot; both factors of an axis that a view splits can be cut), and the trial cut (`hfp.trial`) pins whatever does not
+follow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from math import prod
+
 import torch
 from torch import Tensor
 
-from hfp.labels import FIXED, Ledger, Planes, along, compress, varying
-from hfp.rules.call import Call, Rule
+from hfp.labels import ANY, FIXED, Labels, Ledger, anything
+from hfp.rules.call import Call, Rule, labelled, unknown
 
 
-def _replay(call: Call, plane: Tensor) -> list[Tensor]:
-    """The operator itself, run on a plane of its first argument: one plane for each output."""
-    moved = call.func(plane.expand(call.args[0].shape), *call.args[1:], **call.kwargs)
-    return [compress(part) for part in (moved if isinstance(moved, (list, tuple)) else [moved])]
+def permuted(order: Callable[[Call], Sequence[int]]) -> Rule:
+    """A rule for operators that put axes into another order."""
+
+    def rule(ledger: Ledger, call: Call) -> Labels:
+        labels = call.labels(call.args[0])
+        return tuple(labels[axis] for axis in order(call)) if labels else ()
+
+    return rule
 
 
-def whole(ledger: Ledger, call: Call) -> Planes:
-    """Axes move, merge, flip or repeat as wholes."""
-    return tuple(_replay(call, plane)[0] for plane in call.planes_of(call.args[0]))
+def _swapped(call: Call) -> Sequence[int]:
+    rank = call.args[0].dim()
+    axes = list(range(rank))
+    if rank > 1:
+        a, b = (call.args[1] % rank, call.args[2] % rank) if len(call.args) > 2 else (rank - 2, rank - 1)
+        axes[a], axes[b] = axes[b], axes[a]
+    return axes
 
 
-def squeeze(ledger: Ledger, call: Call) -> Planes:
+def _moved(call: Call) -> Sequence[int]:
+    rank = call.args[0].dim()
+    source, target = ([a] if isinstance(a, int) else a for a in call.args[1:3])
+    rest = [axis for axis in range(rank) if axis not in {s % rank for s in source}]
+    for to, axis in sorted(zip((t % rank for t in target), (s % rank for s in source), strict=True)):
+        rest.insert(to, axis)
+    return rest
+
+
+def same(ledger: Ledger, call: Call) -> Labels:
+    return call.labels(call.args[0])
+
+
+def flip(ledger: Ledger, call: Call) -> Labels:
+    labels = call.labels(call.args[0])
+    axes = {axis % len(labels) for axis in call.args[1]} if labels else set()
+    return tuple(ids.flip(0) if ids is not None and axis in axes else ids for axis, ids in enumerate(labels))
+
+
+def restrided(ledger: Ledger, call: Call) -> Labels:
+    """`as_strided` that leaves the shape as it is: another order in memory."""
+    return (
+        call.labels(call.args[0])
+        if list(call.out.shape) == list(call.args[1]) == list(call.args[0].shape)
+        else unknown(ledger, call)
+    )
+
+
+def repeat(ledger: Ledger, call: Call) -> Labels:
+    """`(input, repeats)`: axes are tiled, new ones come first."""
+    source, repeats = call.args[0], call.args[1]
+    lead = call.out.dim() - source.dim()
+    labels = (None,) * lead + (call.labels(source) or (None,) * source.dim())
+    lengths = zip(labels, (1,) * lead + tuple(source.shape), repeats, strict=True)
+    return tuple(
+        anything(times) if length == 1 and times > 1 else None if ids is None else ids.repeat(times)
+        for ids, length, times in lengths
+    )
+
+
+def unsqueeze(ledger: Ledger, call: Call) -> Labels:
+    labels = list(call.labels(call.args[0]))
+    if not labels and call.args[0].dim():
+        return ()
+    labels.insert(call.args[1] % call.out.dim(), None)
+    return tuple(labels)
+
+
+def squeeze(ledger: Ledger, call: Call) -> Labels:
     """An axis of length 1 goes; a labelled one must not get there."""
-    source = call.args[0]
+    source, labels = call.args[0], call.labels(call.args[0])
     dims = call.argument(1, "dim", list(range(source.dim())))
     axes = {axis % max(source.dim(), 1) for axis in ([dims] if isinstance(dims, int) else dims)}
-    for plane in call.planes_of(source):
-        for axis in varying(plane) & axes:
-            ledger.wide.append(ledger.vector(plane, axis, call.place))
-    return whole(ledger, call)
+    ledger.wide += [ids for axis, ids in labelled(labels) if axis in axes]
+    return tuple(ids for axis, ids in enumerate(labels) if axis not in axes or source.shape[axis] != 1)
 
 
-def roll(ledger: Ledger, call: Call) -> Planes:
+def roll(ledger: Ledger, call: Call) -> Labels:
     """`(input, shifts, dims)`: a shift by a number of channels means others once some are gone."""
-    dims = call.argument(2, "dims", ()) or range(call.out.dim())
-    axes = {axis % max(call.out.dim(), 1) for axis in dims}
-    for plane in call.planes_of(call.args[0]):
-        if varying(plane) & axes:
-            ledger.pin(plane, "is rolled along the channels", call.place)
-    return whole(ledger, call)
+    labels = call.labels(call.args[0])
+    axes = {axis % max(call.out.dim(), 1) for axis in call.argument(2, "dims", ()) or range(call.out.dim())}
+    for axis, ids in labelled(labels):
+        if axis in axes:
+            ledger.pin(ids, "is rolled along the channels", call.place)
+    return labels
 
 
-def view(ledger: Ledger, call: Call) -> Planes:
-    """A view may merge a labelled axis with others. Where it splits one, the parts are cut alike, slot by slot."""
-    source, planes = call.args[0], []
-    if source.numel() != call.out.numel() or source.dtype != call.out.dtype:
-        for plane in call.planes_of(source):
-            ledger.pin(plane, "is reinterpreted as another type", call.place)
+def view(ledger: Ledger, call: Call) -> Labels:
+    """Axes may merge and split: block by block of source axes and target axes that hold the same elements."""
+    source, target, labels = call.args[0].shape, call.out.shape, call.labels(call.args[0])
+    if prod(source) != prod(target) or call.args[0].dtype != call.out.dtype:
+        for _, ids in labelled(labels):
+            ledger.pin(ids, "is reinterpreted as another type", call.place)
         return ()
-    for plane in call.planes_of(source):
-        moved = compress(plane.expand(source.shape).reshape(call.out.shape))  # a view of PyTorch refuses strides of 0
-        axes = sorted(varying(moved))
-        if len(axes) > len(varying(plane)):
-            ledger.vector(moved, axes[-1], call.place)
-        planes.append(moved)
-    return tuple(planes)
+    found: list[list[Tensor]] = [[] for _ in target]
+    for old, new in _blocks(source, target):
+        old_shape, new_shape = [source[a] for a in old], [target[a] for a in new]
+        for position, axis in enumerate(old):
+            here = labels[axis] if labels else None
+            if here is not None and len(old) == len(new) == 1:
+                found[new[0]].append(here)
+            elif here is not None:
+                lies = [-1 if p == position else 1 for p in range(len(old))]
+                block = here.reshape(lies).expand(old_shape).reshape(new_shape)
+                for place, factor in _factors(ledger, call, block):
+                    found[new[place]].append(factor)
+    return tuple(ledger.merge(vectors) if vectors else None for vectors in found)
 
 
-def split(ledger: Ledger, call: Call) -> list[Planes]:
-    """Parts of equal length are cut alike, slot by slot; unequal ones stay whole."""
-    parts: list[Planes] = [() for _ in call.out]
-    for plane in call.planes_of(call.args[0]):
-        moved = _replay(call, plane)
-        if len({tuple(part.shape) for part in moved}) > 1:
-            ledger.pin(plane, "is split into unequal parts", call.place)
-        elif any(not torch.equal(moved[0], part) for part in moved):  # the split is along the channels
-            for part in moved[1:]:
-                ledger.tie(moved[0], part, call.place)
-        parts = [(*before, part) for before, part in zip(parts, moved, strict=True)]
-    return parts
+def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Blocks of adjacent axes with equal numbers of elements, `[([0], [0]), ([1, 2], [1])]` for a flatten."""
+    if prod(source) == 0:
+        return [(list(range(len(source))), list(range(len(target))))]
+    blocks: list[tuple[list[int], list[int]]] = []
+    sides = [list(enumerate(source))[::-1], list(enumerate(target))[::-1]]  # what is left, next axis last
+    while any(sides):
+        block: tuple[list[int], list[int]] = ([], [])
+        sizes = [1, 1]
+        takers = [side for side in (0, 1) if sides[side]]
+        while takers:
+            for side in takers:
+                axis, length = sides[side].pop()
+                block[side].append(axis)
+                sizes[side] *= length
+            takers = [] if sizes[0] == sizes[1] else [int(sizes[0] > sizes[1])]
+        blocks.append(block)
+    return blocks
 
 
-def slice_(ledger: Ledger, call: Call) -> Planes:
+def _factors(ledger: Ledger, call: Call, block: Tensor) -> list[tuple[int, Tensor]]:
+    """(axis, ids along it) for each axis on which a block of ids varies: factors of it, where there are several."""
+    axes, lengths = [], list(block.shape)
+    for axis, length in enumerate(lengths):
+        first = block.narrow(axis, 0, 1) if length else block
+        if length > 1 and not bool((block == first).all()):
+            axes.append(axis)
+        else:
+            block = first
+    if len(axes) > 1:
+        return list(
+            zip(axes, ledger.split(block.reshape([block.shape[axis] for axis in axes]), call.place), strict=True)
+        )
+    if not axes and bool((block == ANY).all()):
+        return [(axis, anything(length)) for axis, length in enumerate(lengths) if length > 1]
+    if not axes:
+        ledger.pin(block, "is reshaped into an axis of length 1", call.place)
+    return [(axis, block.flatten()) for axis in axes]
+
+
+def split(ledger: Ledger, call: Call) -> list[Labels]:
+    """Parts of equal length are cut alike, slot by slot; unequal ones for themselves, if their lengths follow."""
+    source, labels, parts = call.args[0], call.labels(call.args[0]), list(call.out)
+    axis = call.argument(2, "dim", 0) % source.dim()
+    if not labels:
+        return [() for _ in parts]
+    ids = labels[axis]
+    pieces: list[Tensor | None] = [None for _ in parts]
+    if ids is not None and len(parts) == 1:
+        pieces = [ids]
+    elif ids is not None and len({part.shape[axis] for part in parts}) > 1:
+        pieces = [part if len(part) > 1 else None for part in ids.split([part.shape[axis] for part in parts])]
+    elif ids is not None:
+        slots = ids.reshape(len(parts), -1)
+        ledger.tie(slots[:1], slots, call.place)
+        pieces = [slot if len(slot) > 1 else None for slot in slots.unbind()]
+    return [(*labels[:axis], piece, *labels[axis + 1 :]) for piece in pieces]
+
+
+def unbind(ledger: Ledger, call: Call) -> list[Labels]:
+    """Every index of an axis by itself: there must be as many as before."""
+    labels, axis = call.labels(call.args[0]), call.argument(1, "dim", 0) % call.args[0].dim()
+    if labels and labels[axis] is not None:
+        ledger.pin(labels[axis], "is cut at fixed positions", call.place)
+    return [labels[:axis] + labels[axis + 1 :] for _ in call.out]
+
+
+def slice_(ledger: Ledger, call: Call) -> Labels:
     """`(input, dim, start, end, step)`: a slice that is one of several equal parts is cut like the others."""
-    source, planes = call.args[0], []
+    source, labels = call.args[0], list(call.labels(call.args[0]))
     axis, size = call.argument(1, "dim", 0) % source.dim(), source.shape[call.argument(1, "dim", 0)]
     length, start = call.out.shape[axis], call.argument(2, "start", 0) or 0
-    part = call.argument(4, "step", 1) == 1 and length > 1 and size % length == 0 and start % length == 0
-    for plane in call.planes_of(source):
-        if axis in varying(plane) and length < size:
-            if part:
-                ids = ledger.vector(plane, axis, call.place).reshape(-1, length)
-                ledger.tie(ids[:1], ids, call.place)
-            else:
-                ledger.pin(plane, "is cut at fixed positions", call.place)
-        planes += _replay(call, plane)
-    return tuple(planes)
+    start = min(start + size if start < 0 else start, size)
+    step = call.argument(4, "step", 1)
+    if labels and labels[axis] is not None and length < size:
+        ids = labels[axis]
+        if step == 1 and length > 1 and size % length == 0 and start % length == 0:
+            parts = ids.reshape(-1, length)
+            ledger.tie(parts[:1], parts, call.place)
+        else:
+            ledger.pin(ids, "is cut at fixed positions", call.place)
+        labels[axis] = ids[start::step][:length] if length > 1 else None
+    return tuple(labels)
 
 
-def select(ledger: Ledger, call: Call) -> Planes:
+def select(ledger: Ledger, call: Call) -> Labels:
     """`(input, dim, index)`: one channel, picked by its position, pins them all."""
-    axis = call.argument(1, "dim", 0) % call.args[0].dim()
-    for plane in call.planes_of(call.args[0]):
-        if axis in varying(plane):
-            ledger.pin(plane, "is cut at fixed positions", call.place)
-    return whole(ledger, call)
+    labels, axis = call.labels(call.args[0]), call.argument(1, "dim", 0) % call.args[0].dim()
+    if labels and labels[axis] is not None:
+        ledger.pin(labels[axis], "is cut at fixed positions", call.place)
+    return labels[:axis] + labels[axis + 1 :]
 
 
-def pad(ledger: Ledger, call: Call) -> Planes:
-    """Padding a labelled axis adds elements of no channel; padding any other adds to every channel alike."""
-    source, widths = call.args[0], call.args[1]
-    axis_of = [source.dim() - 1 - i // 2 for i in range(len(widths))]
-    planes = []
-    for plane in call.planes_of(source):
-        own = [width if axis in varying(plane) else 0 for axis, width in zip(axis_of, widths, strict=True)]
-        planes.append(torch.nn.functional.pad(plane, own, value=FIXED))
-    return tuple(planes)
+def pad(ledger: Ledger, call: Call) -> Labels:
+    """Padding a labelled axis adds indices of no channel; padding any other adds to every channel alike."""
+    labels, widths = list(call.labels(call.args[0])), list(call.args[1])
+    for number in range(len(widths) // 2):
+        axis = call.out.dim() - 1 - number
+        before_after = widths[2 * number : 2 * number + 2]
+        if labels and labels[axis] is not None:
+            labels[axis] = torch.nn.functional.pad(labels[axis], before_after, value=FIXED)
+    return tuple(labels)
 
 
-def cat(ledger: Ledger, call: Call) -> Planes:
+def cat(ledger: Ledger, call: Call) -> Labels:
     """Along the joined axis labels follow one another; along every other axis the parts are tied to each other."""
     tensors = [tensor for tensor in call.args[0] if tensor.shape != (0,)]
-    axis = call.argument(1, "dim", 0) % call.out.dim()
-    planes: list[Tensor] = []
-    for other in range(call.out.dim()):
-        found = [call.plane(tensor, other) for tensor in tensors]
-        ids = [None if plane is None else ledger.vector(plane, other, call.place) for plane in found]
-        if all(vector is None for vector in ids):
-            continue
-        if other == axis:
-            joined = [
-                torch.full((t.shape[axis],), FIXED) if v is None else v for t, v in zip(tensors, ids, strict=True)
-            ]
-            planes.append(along(torch.cat(joined), axis, call.out.dim()))
+    joined = call.argument(1, "dim", 0) % call.out.dim()
+    every = [call.labels(tensor) or (None,) * tensor.dim() for tensor in tensors]
+    labels: list[Tensor | None] = []
+    for axis in range(call.out.dim()):
+        ids = [own[axis] for own in every]
+        if axis != joined:
+            labels.append(_tied(ledger, call, ids))
+        elif all(vector is None for vector in ids):
+            labels.append(None)
         else:
-            planes += _tied(ledger, call, ids, other)
-    return tuple(planes)
+            labels.append(
+                torch.cat(
+                    [
+                        torch.full((tensor.shape[axis],), FIXED) if vector is None else vector
+                        for tensor, vector in zip(tensors, ids, strict=True)
+                    ]
+                )
+            )
+    return tuple(labels)
 
 
-def _tied(ledger: Ledger, call: Call, ids: list[Tensor | None], axis: int) -> Planes:
-    """The common plane of parts that lie beside each other; a part without labels along `axis` pins the others."""
+def _tied(ledger: Ledger, call: Call, ids: Sequence[Tensor | None]) -> Tensor | None:
+    """The common labels of parts that lie beside each other; a part without any pins the others."""
     labelled = [vector for vector in ids if vector is not None]
     if len(labelled) == len(ids):
         for vector in labelled[1:]:
             ledger.tie(labelled[0], vector, call.place)
-        return (along(labelled[0], axis, call.out.dim()),)
+        return labelled[0]
     for vector in labelled:
         ledger.pin(vector, "is joined to a tensor of its own, fixed size", call.place)
-    return ()
+    return None
 
 
-def stack(ledger: Ledger, call: Call) -> Planes:
+def stack(ledger: Ledger, call: Call) -> Labels:
     """A new axis; along every other axis the parts are tied to each other."""
-    tensors = call.args[0]
-    new = call.argument(1, "dim", 0) % call.out.dim()
-    planes: list[Tensor] = []
-    for axis in range(call.out.dim()):
-        if axis != new:
-            source = axis - (axis > new)
-            found = [call.plane(tensor, source) for tensor in tensors]
-            ids = [None if plane is None else ledger.vector(plane, source, call.place) for plane in found]
-            if any(vector is not None for vector in ids):
-                planes += _tied(ledger, call, ids, axis)
-    return tuple(planes)
+    every = [call.labels(tensor) or (None,) * tensor.dim() for tensor in call.args[0]]
+    labels = [_tied(ledger, call, ids) for ids in zip(*every, strict=True)]
+    labels.insert(call.argument(1, "dim", 0) % call.out.dim(), None)
+    return tuple(labels)
 
 
-def expand(ledger: Ledger, call: Call) -> Planes:
-    """New leading axes, and longer ones where nothing varies."""
-    lead = (1,) * (call.out.dim() - call.args[0].dim())
-    return tuple(plane.reshape(lead + plane.shape) for plane in call.planes_of(call.args[0]))
+def expand(ledger: Ledger, call: Call) -> Labels:
+    """Axes that become longer, and new ones, hold one value all along."""
+    source, labels = call.args[0].shape, call.labels(call.args[0])
+    lead = call.out.dim() - len(source)
+    every = (None,) * lead + (labels or (None,) * len(source))
+    before = (1,) * lead + tuple(source)
+    lengths = zip(every, before, call.out.shape, strict=True)
+    return tuple(anything(after) if before == 1 and after > 1 else ids for ids, before, after in lengths)
 
 
-def pixel_shuffle(ledger: Ledger, call: Call) -> Planes:
+def pixel_shuffle(ledger: Ledger, call: Call) -> Labels:
     """`(input, r)`: (C * r * r, H, W) to (C, H * r, W * r); the r * r that make one channel go together."""
-    source, factor = call.args[0], call.args[1]
-    axis = source.dim() - 3
-    planes = []
-    for plane in call.planes_of(source):
-        ids = ledger.vector(plane, axis, call.place).reshape(-1, factor * factor)
-        if varying(plane) != {axis}:
-            ledger.pin(plane, "is shuffled between channels and space", call.place)
-            continue
+    labels = list(call.labels(call.args[0]))
+    if labels and labels[-3] is not None:
+        ids = labels[-3].reshape(-1, call.args[1] ** 2)
         ledger.tie(ids[:, :1], ids, call.place)
-        planes.append(along(ids[:, 0], axis, call.out.dim()))
-    return tuple(planes)
+        labels[-3] = ids[:, 0] if len(ids) > 1 else None
+    return _off_space(ledger, call, labels)
 
 
-_WHOLE = "t transpose permute movedim unsqueeze flip repeat alias numpy_T mT adjoint swapaxes"
+def pixel_unshuffle(ledger: Ledger, call: Call) -> Labels:
+    """`(input, r)`: (C, H * r, W * r) to (C * r * r, H, W); every channel becomes r * r."""
+    labels = list(call.labels(call.args[0]))
+    if labels and labels[-3] is not None:
+        labels[-3] = labels[-3].repeat_interleave(call.args[1] ** 2)
+    return _off_space(ledger, call, labels)
+
+
+def _off_space(ledger: Ledger, call: Call, labels: list[Tensor | None]) -> Labels:
+    for axis, ids in labelled(tuple(labels)):
+        if axis >= len(labels) - 2:
+            ledger.pin(ids, "is shuffled between channels and space", call.place)
+            labels[axis] = None
+    return tuple(labels)
+
+
+def im2col(ledger: Ledger, call: Call) -> Labels:
+    """`(input, kernel, ...)`: (B, C, H, W) to (B, C * kernel, positions); a channel becomes as many as it has taps."""
+    ids = call.ids(call.args[0], -3)
+    labels: list[Tensor | None] = [None] * call.out.dim()
+    labels[-2] = None if ids is None else ids.repeat_interleave(prod(call.args[1]))
+    _off_space(ledger, call, list(call.labels(call.args[0])))
+    return tuple(labels)
+
+
+def col2im(ledger: Ledger, call: Call) -> Labels:
+    """`(input, size, kernel, ...)`: the inverse; the taps of a channel go together."""
+    ids = call.ids(call.args[0], -2)
+    labels: list[Tensor | None] = [None] * call.out.dim()
+    if ids is not None:
+        ids = ids.reshape(-1, prod(call.args[2]))
+        ledger.tie(ids[:, :1], ids, call.place)
+        labels[-3] = ids[:, 0] if len(ids) > 1 else None
+    return tuple(labels)
+
+
+def glu(ledger: Ledger, call: Call) -> Labels:
+    """`(input, dim)`: one half times the sigmoid of the other; they are cut alike."""
+    labels = list(call.labels(call.args[0]))
+    axis = call.argument(1, "dim", -1)
+    if labels and labels[axis] is not None:
+        halves = labels[axis].reshape(2, -1)
+        ledger.tie(halves[0], halves[1], call.place)
+        labels[axis] = halves[0] if halves.shape[1] > 1 else None
+    return tuple(labels)
+
+
+def rot90(ledger: Ledger, call: Call) -> Labels:
+    """`(input, k, dims)`: axes in `dims` change places."""
+    labels, dims = list(call.labels(call.args[0])), call.argument(2, "dims", [0, 1])
+    for axis in dims if labels else ():
+        if labels[axis] is not None:
+            ledger.pin(labels[axis], "is rotated along the channels", call.place)
+            labels[axis] = None
+    return tuple(labels)
+
+
+def grid_sample(ledger: Ledger, call: Call) -> Labels:
+    """`(input, grid, ...)`: space is sampled; batch and channels are kept."""
+    for tensor in call.args[:2]:
+        for axis, ids in enumerate(call.labels(tensor)):
+            if ids is not None and (tensor is call.args[1] or axis > 1):
+                ledger.pin(ids, "is sampled at points", call.place)
+    labels = call.labels(call.args[0])
+    return labels[:2] + (None,) * (call.out.dim() - 2) if labels else ()
+
+
+def as_pairs(ledger: Ledger, call: Call) -> Labels:
+    """`view_as_complex`: the last axis, two numbers, becomes one."""
+    labels = call.labels(call.args[0])
+    if labels and labels[-1] is not None:
+        ledger.pin(labels[-1], "is reinterpreted as another type", call.place)
+    return labels[:-1]
+
+
+def as_real(ledger: Ledger, call: Call) -> Labels:
+    labels = call.labels(call.args[0])
+    return (*labels, None) if labels else ()
+
+
+def transform(ledger: Ledger, call: Call) -> Labels:
+    """`(input, dims, ...)` of a Fourier transform: it works along `dims`."""
+    labels = list(call.labels(call.args[0]))
+    for axis in call.args[1] if labels else ():
+        if labels[axis] is not None:
+            ledger.pin(labels[axis], "is transformed along the channels", call.place)
+            labels[axis] = None
+    return tuple(labels)
+
+
+def index(ledger: Ledger, call: Call) -> Labels:
+    """`(input, indices)`: axes that are indexed may have any of their entries looked up; the others are kept."""
+    labels, indices = call.labels(call.args[0]), call.args[1]
+    if not labels:
+        return ()
+    looked = [axis for axis, chosen in enumerate(indices) if chosen is not None]
+    for axis, ids in labelled(labels):
+        if axis in looked:
+            ledger.pin(ids, "is looked up by index", call.place)
+    if looked and looked != list(range(looked[0], looked[-1] + 1)):
+        new = call.out.dim() - (len(labels) - len(looked))  # indices apart from each other: their axes come first
+        return (None,) * new + tuple(ids for axis, ids in enumerate(labels) if axis not in looked)
+    new = call.out.dim() - (len(labels) - len(looked))
+    return labels[: looked[0]] + (None,) * new + labels[looked[-1] + 1 :] if looked else labels
+
+
+def along_one(ledger: Ledger, call: Call) -> Labels:
+    """`index_select`, `gather`, `(input, dim, index)`: the axis `dim` is looked up, the others are kept."""
+    labels = call.labels(call.args[0])
+    if not labels:
+        return ()
+    axis = call.argument(1, "dim", 0) % len(labels)
+    if labels[axis] is not None:
+        ledger.pin(labels[axis], "is looked up by index", call.place)
+    kept = [None if a == axis else ids for a, ids in enumerate(labels)]
+    for a, ids in enumerate(kept):
+        if ids is not None and call.out.shape[a] != len(ids):
+            ledger.pin(ids, "is looked up by index", call.place)
+            kept[a] = None
+    return tuple(kept)
+
+
 _VIEWS = "view _unsafe_view reshape _reshape_alias"
-_SPLITS = "split split_with_sizes unsafe_split chunk unbind"
+_SPLITS = "split split_with_sizes unsafe_split chunk"
 
 MOVERS: dict[str, Rule] = {
-    **dict.fromkeys(_WHOLE.split(), whole),
-    **dict.fromkeys(_VIEWS.split(), view),
-    **dict.fromkeys(_SPLITS.split(), split),
+    **dict.fromkeys("t numpy_T adjoint mT transpose swapaxes".split(), permuted(_swapped)),
+    "permute": permuted(lambda call: [axis % call.out.dim() for axis in call.args[1]]),
+    "movedim": permuted(_moved),
+    "alias": same,
+    "as_strided": restrided,
+    "flip": flip,
+    "repeat": repeat,
+    "unsqueeze": unsqueeze,
     "squeeze": squeeze,
     "roll": roll,
-    "select": select,
+    **dict.fromkeys(_VIEWS.split(), view),
+    **dict.fromkeys(_SPLITS.split(), split),
+    "unbind": unbind,
     "slice": slice_,
+    "select": select,
     "constant_pad_nd": pad,
     "cat": cat,
     "stack": stack,
     "expand": expand,
     "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "im2col": im2col,
+    "col2im": col2im,
+    "glu": glu,
+    "rot90": rot90,
+    "view_as_complex": as_pairs,
+    "view_as_real": as_real,
+    **dict.fromkeys("grid_sampler_2d grid_sampler_3d".split(), grid_sample),
+    **dict.fromkeys("_fft_r2c _fft_c2r _fft_c2c".split(), transform),
+    "index": index,
+    "index_select": along_one,
+    "gather": along_one,
 }

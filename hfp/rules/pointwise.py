@@ -1,50 +1,56 @@
-"""Pointwise operators: they pass labels on and tie the labels of their operands, element by element."""
+"""Pointwise operators: they pass labels on and tie the labels of their operands, index by index."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from hfp.labels import FIXED, Ledger, Planes, align, varying
+from hfp.labels import Labels, Ledger, anything
 from hfp.rules.call import Call, Rule
 
 
-def pointwise(ledger: Ledger, call: Call) -> Planes:
-    """Planes that vary along a common axis become one; those that do not pass side by side."""
+def pointwise(ledger: Ledger, call: Call) -> Labels:
+    """Along every axis, the labels of all operands are the same channels."""
     out = call.out[0] if isinstance(call.out, (tuple, list)) else call.out
-    operands = [tensor for tensor in call.tensors() if tensor.numel() != 1]
-    merged: list[Tensor] = []
-    for tensor in operands:
-        for plane in call.planes_of(tensor):
-            plane = align(plane, out.dim())
-            apart = [other for other in merged if not varying(other) & varying(plane)]
-            for other in merged:
-                if varying(other) & varying(plane):
-                    ledger.tie(other, plane, call.place)
-                    plane = torch.where(other != FIXED, other, plane)
-            merged = [*apart, plane]
-    return tuple(plane for plane in merged if not _meets_unlabelled(ledger, call, plane, operands))
+    operands = [(tensor, call.labels(tensor)) for tensor in call.tensors() if tensor.numel() != 1]
+    if not any(labels for _, labels in operands):
+        return ()
+    return tuple(_along(ledger, call, operands, axis - out.dim()) for axis in range(out.dim()))
 
 
-def _meets_unlabelled(ledger: Ledger, call: Call, plane: Tensor, operands: list[Tensor]) -> bool:
-    """Whether an operand has an unlabelled extent along the plane: it would not follow, so the plane is pinned."""
-    axes = varying(plane)
-    for tensor in operands:
-        lead = plane.dim() - tensor.dim()
-        labelled = set().union(*(varying(align(own, plane.dim())) for own in call.planes_of(tensor)))
-        if any(axis >= lead and tensor.shape[axis - lead] > 1 and axis not in labelled for axis in axes):
-            ledger.pin(plane, "is combined with a tensor of its own, fixed size", call.place)
-            return True
-    return False
+def _along(ledger: Ledger, call: Call, operands: list[tuple[Tensor, Labels]], axis: int) -> Tensor | None:
+    """The labels of the output along `axis`, counted from the end. An operand that has none there would not follow."""
+    extents = [labels[axis] if labels else None for x, labels in operands if x.dim() >= -axis and x.shape[axis] > 1]
+    labelled = [ids for ids in extents if ids is not None]
+    if len(labelled) < len(extents):
+        for ids in labelled:
+            ledger.pin(ids, "is combined with a tensor of its own, fixed size", call.place)
+        return None
+    merged: Tensor | None = None
+    for ids in labelled:
+        if merged is not None:
+            ledger.tie(merged, ids, call.place)
+            ids = torch.where(merged >= 0, merged, torch.maximum(merged, ids))
+        merged = ids
+    return merged
 
 
-def factory(ledger: Ledger, call: Call) -> Planes:
-    """`x.new_zeros(shape)`: a shape that agrees with that of `x` is taken to come from it (the trial tells)."""
+def factory(ledger: Ledger, call: Call) -> Labels:
+    """`x.new_zeros(shape)`: a length that agrees with that of `x` is taken to come from it (the trial tells)."""
     source = call.args[0] if call.args and isinstance(call.args[0], Tensor) else None
     if source is None or source.dim() != call.out.dim():
         return ()
-    same = {axis for axis in range(source.dim()) if source.shape[axis] == call.out.shape[axis]}
-    return tuple(plane for plane in call.planes_of(source) if varying(plane) <= same)
+    lengths = zip(call.labels(source), source.shape, call.out.shape, strict=False)
+    return tuple(ids if before == after else None for ids, before, after in lengths)
+
+
+def uniform(ledger: Ledger, call: Call) -> Labels:
+    """`zeros(shape)`: all values are alike, so they can stand beside any channels."""
+    labels = factory(ledger, call) or (None,) * call.out.dim()
+    return tuple(
+        anything(length) if ids is None and length > 1 else ids
+        for ids, length in zip(labels, call.out.shape, strict=True)
+    )
 
 
 NAMES = """
@@ -60,9 +66,16 @@ signbit silu sin sinc sinh softplus softshrink special_expit sqrt square sub tan
 uniform where xlogy zero zeros_like resolve_conj resolve_neg real conj
 """.split()
 
-FACTORIES = """
-arange empty eye full linspace new_empty new_empty_strided new_full new_ones new_zeros ones rand randint randn
-randperm scalar_tensor tril_indices triu_indices zeros empty_strided
+UNIFORM = "empty full new_empty new_empty_strided new_full new_ones new_zeros ones zeros empty_strided".split()
+FACTORIES = (
+    """
+arange eye linspace rand randint randn randperm scalar_tensor tril_indices triu_indices
 """.split()
+    + UNIFORM
+)
 
-POINTWISE: dict[str, Rule] = {**dict.fromkeys(NAMES, pointwise), **dict.fromkeys(FACTORIES, factory)}
+POINTWISE: dict[str, Rule] = {
+    **dict.fromkeys(NAMES, pointwise),
+    **dict.fromkeys(FACTORIES, factory),
+    **dict.fromkeys(UNIFORM, uniform),
+}

@@ -4,32 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
-
-from hfp.labels import Ledger, Planes, varying
+from hfp.labels import Labels, Ledger
 from hfp.rules.call import Call, Rule
+
+HIDDEN = {
+    "sum": "zero",
+    "norm": "zero",
+    "linalg_vector_norm": "zero",
+    "mean": "mean",
+    "max": "lowest",
+    "amax": "lowest",
+    "logsumexp": "lowest",
+    "min": "highest",
+    "amin": "highest",
+    "_softmax": "lowest",
+    "_safe_softmax": "lowest",
+    "_log_softmax": "lowest",
+    "softmax": "lowest",
+    "log_softmax": "lowest",
+}
+"""What a removed channel must look like to an operator that works across channels, see `hfp.operands`."""
 
 
 def along(axes_of: Callable[[Call], tuple[set[int], bool]]) -> Rule:
     """A rule for operators that mix elements along some axes. `axes_of(call)`: these, and whether they remain."""
 
-    def rule(ledger: Ledger, call: Call) -> Planes:
-        source = call.args[0]
+    def rule(ledger: Ledger, call: Call) -> Labels:
+        labels = call.labels(call.args[0])
         axes, remain = axes_of(call)
-        axes = {axis % max(source.dim(), 1) for axis in axes}
-        planes = []
-        for plane in call.planes_of(source):
-            if varying(plane) & axes:
-                ledger.pin(plane, "is reduced or normalised along the channels", call.place)
-            else:
-                planes.append(plane if remain else _drop(plane, axes))
-        return tuple(planes)
+        axes = {axis % max(call.args[0].dim(), 1) for axis in axes}
+        how, reason = HIDDEN.get(call.place.operator), "is reduced or normalised along the channels"
+        for axis, ids in enumerate(labels):
+            if ids is not None and axis in axes:
+                if how:
+                    ledger.ask(ids, how, reason, call.place)
+                else:
+                    ledger.pin(ids, reason, call.place)
+        if call.place.operator in _SOFTMAXES:
+            return labels
+        kept = [None if axis in axes else ids for axis, ids in enumerate(labels)]
+        return tuple(kept if remain else [ids for axis, ids in enumerate(kept) if axis not in axes])
 
     return rule
-
-
-def _drop(plane: Tensor, axes: set[int]) -> Tensor:
-    return plane.reshape([size for axis, size in enumerate(plane.shape) if axis not in axes])
 
 
 def _spatial(rank: int) -> Callable[[Call], tuple[set[int], bool]]:
@@ -54,9 +70,8 @@ _REDUCTIONS = """
 all amax amin any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean median min nansum norm prod std
 sum var
 """.split()
-_ALONG_ONE = """
-_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod sort
-""".split()
+_SOFTMAXES = "_softmax _safe_softmax _log_softmax softmax log_softmax".split()
+_ALONG_ONE = "cumsum cumprod sort topk".split()
 _POOLS = {
     1: """avg_pool1d max_pool1d adaptive_avg_pool1d upsample_linear1d upsample_nearest1d reflection_pad1d
     replication_pad1d""",
@@ -69,6 +84,6 @@ _POOLS = {
 
 REDUCERS: dict[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, along(_reduced)),
-    **dict.fromkeys(_ALONG_ONE, along(_one)),
+    **dict.fromkeys(_SOFTMAXES + _ALONG_ONE, along(_one)),
     **{name: along(_spatial(rank)) for rank, names in _POOLS.items() for name in names.split()},
 }

@@ -1,0 +1,82 @@
+"""Follows the functions of PyTorch that a model's code calls, above the operators that `hfp.watcher` follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from hfp.attention import scaled_scores
+from hfp.labels import Ask
+from hfp.opened import OPENED, attention, unscaled_scores
+from hfp.operands import Operand, find
+from hfp.position import Site
+from hfp.watcher import Watcher
+
+Around = Callable[[Site, Any, Any, Callable[[], Any]], Any]
+"""`around(site, args, kwargs, call)` gives the output of the function called there, which is that of `call()`."""
+
+_SCALED: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.scaled_dot_product_attention: attention,
+    scaled_scores: unscaled_scores,
+}
+"""Functions that may scale by the width of their first argument, and what they are followed as."""
+
+
+class Functions(TorchFunctionMode):
+    """Takes functions apart, and notes where removed channels have to be hidden from one."""
+
+    def __init__(self, watcher: Watcher, training: bool, around: Around) -> None:
+        super().__init__()
+        self.watcher = watcher
+        self.training = training
+        self.around = around
+        self.operands: list[Operand] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            return func(*args, **kwargs)
+        args, kwargs = self.watcher.to_meta((args, kwargs))
+        ledger = self.watcher.ledger
+        site, before = self.watcher.position.site(name), len(ledger.asks)
+        out = self.around(site, args, kwargs, partial(self._call, func, site, args, kwargs))
+        asks, ledger.asks[before:] = ledger.asks[before:], []
+        if site.function == "einsum":  # which multiplies element by element where it has nothing to sum
+            for tensor in tree_leaves(args):
+                ledger.wide += [ids for ids in self.watcher.labels(tensor) if ids is not None]
+        with self.watcher.paused():
+            for ask in asks:
+                if func in _SCALED and ask.how == "zero" and kwargs.get("scale") is None:
+                    ask = replace(ask, how="root")
+                self._grant(ask, site, args, kwargs)
+        return out
+
+    def _call(self, func: Any, site: Site, args: Any, kwargs: Any) -> Any:
+        if func in OPENED:
+            with self.watcher.position.inside(site), self:
+                return OPENED[func](*args, **kwargs)
+        if func in _SCALED:
+            with self.watcher.position.inside(site):
+                return _SCALED[func](*args, **kwargs)
+        self.watcher.position.followed = func
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.watcher.position.followed = None
+
+    def _grant(self, ask: Ask, site: Site, args: Any, kwargs: Any) -> None:
+        found = find(ask, site.function, args, kwargs, self.watcher.labels)
+        if not found:
+            self.watcher.ledger.pin(ask.ids, ask.reason, ask.place)
+        for number, (argument, axis) in enumerate(found):
+            known = any((o.site, o.argument, o.axis) == (site, argument, axis) for o in self.operands[-8:])
+            how = "again" if number and ask.how in ("root", "zero") else ask.how
+            if not known:
+                self.operands.append(Operand(site, self.training, argument, axis, ask.ids, how))

@@ -1,0 +1,126 @@
+"""Functions that work across channels in ways of their own, written out in operators that have rules.
+
+A layer norm is a mean, a difference, a mean of squares: once it is taken apart, each of its operators hides removed
+channels from itself (`hfp.operands`), and its statistics are those of live channels. `OPENED` are taken apart when a
+model is traced, and in the gated forward where channels that can be removed pass through them; attention only when it
+is traced, since there hiding channels from its arguments is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hfp.attention import attention_body, multi_head_attention_forward
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """As `torch.nn.functional.layer_norm`."""
+    axes, x = _normalised(input, normalized_shape), _wide(input)
+    centred = x - x.mean(axes, keepdim=True)
+    return _affine(centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt(), weight, bias).to(_result(input))
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """As `torch.nn.functional.rms_norm`."""
+    axes, x = _normalised(input, normalized_shape), _wide(input)
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return _affine(x * (x.square().mean(axes, keepdim=True) + eps).rsqrt(), weight, None).to(_result(input))
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """As `torch.nn.functional.group_norm`."""
+    batch, channels, *space = input.shape
+    grouped = _wide(input).reshape(batch, num_groups, channels // num_groups, *space)
+    axes = list(range(2, grouped.dim()))
+    centred = grouped - grouped.mean(axes, keepdim=True)
+    normal = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    ones = [1] * len(space)
+    return _affine(
+        normal.reshape(input.shape),
+        None if weight is None else weight.reshape(-1, *ones),
+        None if bias is None else bias.reshape(-1, *ones),
+    ).to(_result(input))
+
+
+def _normalised(input: Tensor, shape: Sequence[int]) -> list[int]:
+    shape = [shape] if isinstance(shape, int) else list(shape)
+    if list(input.shape[-len(shape) :]) != shape:
+        raise RuntimeError(f"normalized_shape={shape} does not fit an input of shape {list(input.shape)}")
+    return list(range(-len(shape), 0))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Statistics are those of float32 at least."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _result(input: Tensor) -> torch.dtype:
+    """Under autocast normalisers give float32."""
+    kind = input.device.type
+    return torch.float32 if kind != "meta" and torch.is_autocast_enabled(kind) else input.dtype
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What `torch.nn.functional.scaled_dot_product_attention` does to labels. Its default scale depends on the width
+    of a head, and is left out here: `hfp.operands` scales the query."""
+    if enable_gqa:
+        repeats = query.size(-3) // key.size(-3)
+        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+    scores = torch.matmul(query, key.transpose(-2, -1))
+    if scale is not None:
+        scores = scores * scale
+    if attn_mask is not None:
+        scores = scores.masked_fill(attn_mask, 0.0) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return torch.matmul(torch.softmax(scores, -1), value)
+
+
+def unscaled_scores(query: Tensor, key: Tensor) -> Tensor:
+    """What `hfp.attention.scaled_scores` does to labels."""
+    return torch.matmul(query, key.transpose(-2, -1))
+
+
+OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.layer_norm: layer_norm,
+    torch.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    torch.group_norm: group_norm,
+    F.rms_norm: rms_norm,
+    torch.rms_norm: rms_norm,
+    F.multi_head_attention_forward: attention_body,
+    multi_head_attention_forward: attention_body,
+}

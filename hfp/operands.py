@@ -1,0 +1,97 @@
+"""Operands: what a function that works across channels is given, so that removed ones are hidden from it.
+
+A weight that reads channels is gated by itself (`hfp.gates`). A mean over channels, a softmax, a product of two
+activations has no weight: there its argument is changed, so that the function computes what it would if the removed
+channels were not there.
+
+    zero     times the gate: sums, products of activations
+    again    the same, for the second factor of a product: it does not train the gate once more
+    mean     times the gate and width / live width
+    root     times the gate and sqrt(width / live width): the default scale of attention
+    lowest   the least number there is, where the gate is 0: softmax, maximum
+    highest  the largest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from hfp.labels import Ask, Labels
+from hfp.position import Site
+
+LEAVES = {
+    "mean": "mean",
+    "root": "scaled_dot_product_attention scaled_scores",
+    "lowest": "softmax log_softmax _softmax _log_softmax max amax logsumexp",
+    "highest": "min amin",
+}
+"""Functions that do nothing else with their argument. Zeros can be given to any function."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An argument in which removed channels have to be hidden."""
+
+    site: Site
+    training: bool
+    """In which mode of the model it was met."""
+    argument: int
+    """Its place among all arguments, nested ones counted one by one."""
+    axis: int
+    """Counted from the end."""
+    channels: Tensor
+    """Ids in a ledger, channel numbers in a table."""
+    how: str
+
+
+def find(ask: Ask, function: str, args: Any, kwargs: Any, labels_of: Any) -> list[tuple[int, int]]:
+    """(argument, axis) of every argument of a function that carries the channels which an operator in it works across.
+
+    Empty where hiding is not possible.
+    """
+    if function in ("__ior__", "__iadd__") or (function.endswith("_") and not function.endswith("__")):
+        return []
+    if kwargs.get("out") is not None or function not in LEAVES.get(ask.how, function).split():
+        return []
+    found = []
+    for number, value in enumerate(tree_flatten((args, kwargs))[0]):
+        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+            labels: Labels = labels_of(value)
+            for axis, ids in enumerate(labels):
+                if ids is not None and (ids is ask.ids or torch.equal(ids, ask.ids)):
+                    found.append((number, axis - len(labels)))
+    return found
+
+
+def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments with removed channels hidden. `gates`: for each operand, those along its axis."""
+    leaves, spec = tree_flatten((args, kwargs))
+    for operand, gate in zip(operands, gates, strict=True):
+        x = leaves[operand.argument]
+        if not isinstance(x, Tensor) or x.dim() < -operand.axis or x.shape[operand.axis] != len(gate):
+            raise RuntimeError(
+                f"the forward takes another path than on the example inputs: {operand.site.function} in "
+                f"{operand.site.inside or 'the network'} gets other arguments; wrap the model with inputs like these"
+            )
+        leaves[operand.argument] = _hidden(x, gate, operand)
+    args, kwargs = tree_unflatten(leaves, spec)
+    return args, kwargs
+
+
+def _hidden(x: Tensor, gate: Tensor, operand: Operand) -> Tensor:
+    shape = [len(gate) if axis == operand.axis else 1 for axis in range(-x.dim(), 0)]
+    if operand.how in ("lowest", "highest"):
+        limits = torch.finfo(x.dtype)
+        return x.masked_fill((gate == 0).reshape(shape), limits.min if operand.how == "lowest" else limits.max)
+    if operand.how == "again":
+        gate = gate.detach()
+    elif operand.how in ("mean", "root"):
+        share = len(gate) / gate.detach().sum()
+        gate = gate * (share if operand.how == "mean" else share.sqrt())
+    return x * gate.to(x.dtype).reshape(shape)

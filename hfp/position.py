@@ -1,0 +1,97 @@
+"""Where in a forward pass a function of PyTorch is called: the same call has the same site in every pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+
+class Site(NamedTuple):
+    """The `number`-th call of `function` in the `call`-th call of what is running, in one forward pass."""
+
+    inside: str
+    """The name of a module, followed by the functions that are taken apart in it."""
+    call: int
+    function: str
+    number: int
+
+    @property
+    def frame(self) -> str:
+        """What runs inside this call."""
+        return f"{self.inside}|{self.function}#{self.number}"
+
+
+@dataclass
+class _Frame:
+    name: str
+    call: int
+    module: nn.Module | None
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Position:
+    """Follows a forward pass from module to module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {module: name for name, module in model.named_modules()}
+        self._calls: Counter[str] = Counter()
+        self._frames = [_Frame("", 0, None)]
+        self.followed: Any = None
+        """The function that is about to be called because the model's code did."""
+
+    @property
+    def path(self) -> str:
+        """The name of the module whose forward is running."""
+        return self._frames[-1].name.partition("|")[0]
+
+    @property
+    def module(self) -> nn.Module | None:
+        return self._frames[-1].module
+
+    @property
+    def opened(self) -> bool:
+        """Whether parts of a function are running that are not there unless it is taken apart (see `hfp.opened`)."""
+        _, *functions = self._frames[-1].name.split("|")
+        return any(not function.startswith("multi_head_attention_forward#") for function in functions)
+
+    def site(self, function: str) -> Site:
+        """The site of a call that is about to be made: every call asks once."""
+        frame = self._frames[-1]
+        frame.counts[function] += 1
+        return Site(frame.name, frame.call, function, frame.counts[function])
+
+    @contextmanager
+    def inside(self, site: Site) -> Iterator[None]:
+        """Functions called in here are counted by themselves."""
+        self._enter(site.frame, self.module)
+        try:
+            yield
+        finally:
+            self._frames.pop()
+
+    def _enter(self, name: str, module: nn.Module | None) -> None:
+        self._calls[name] += 1
+        self._frames.append(_Frame(name, self._calls[name], module))
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """While this lasts, modules that are called are entered and left."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self._enter(self._names.get(module, self.path), module)
+
+        def leave(module: nn.Module, _: Any, __: Any) -> None:
+            self._frames.pop()
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

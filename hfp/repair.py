@@ -1,0 +1,165 @@
+"""What can be done about a misfit: a module says a number that has to change, or two lengths have to be the same.
+
+A model's code states sizes in three ways. Some it reads off tensors, and they follow. Some it keeps as attributes of
+modules (`num_heads`, `hidden_size`, `normalized_shape`): those can be set, as soon as it is known which. And some it
+takes from another tensor (`reshape(b, n, c)` after attention, with the `c` of its input): then the two axes have to
+lose the same channels. Which it is, is found by trying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfp.channels import ChannelTable
+from hfp.labels import FIXED, Ledger, Pin, prunable
+from hfp.tracing import Run
+from hfp.trial import Misfit
+
+MOST = 6  # repairs that are tried for one misfit
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """Set an attribute to the number of these ids that live, or tie them to others."""
+
+    ids: Tensor
+    attribute: tuple[str, str] | None = None
+    others: Tensor | None = None
+
+    def key(self) -> tuple[Any, ...]:
+        return self.attribute, tuple(self.ids.tolist()), None if self.others is None else tuple(self.others.tolist())
+
+
+class Repairs:
+    """Goes through the repairs of every misfit, one at a time, and keeps those that help."""
+
+    def __init__(self, model: nn.Module, seen: Run) -> None:
+        self.modules = dict(model.named_modules())
+        self.seen = seen
+        self.kept: list[Repair] = []
+        self.trying: dict[tuple[Any, ...], tuple[str, Repair]] = {}
+        self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
+        self.left_out: list[Repair] = []
+        self.needed: set[str] = set()
+
+    def next(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
+        """Take note of what is still wrong, and choose what to try next. Whether there is anything to try."""
+        if self.left_out:  # all is well without it, or it has to come back
+            self.kept += self.left_out if found else []
+            self.left_out, again = [], bool(found)
+            if again:
+                return True
+        wrong = {misfit.key for misfit in found}
+        new = [misfit for misfit in found if misfit.key not in self.left]
+        for key, (module, repair) in self.trying.items():
+            # It helped, unless something else went wrong for it.
+            if key not in wrong and not any(_within(misfit.place.module, module) for misfit in new):
+                self.kept.append(repair)
+        for misfit in found:
+            if misfit.key not in self.left:
+                self.left[misfit.key] = iter(list(self._candidates(misfit, table))[:MOST])
+        self.trying = {}
+        used = {repair.key() for repair in self.kept}
+        # Where it is known which length does not follow, a repair is no guess: those first.
+        for known in (True, False):
+            for misfit in found:
+                if (misfit.extent is not None) == known:
+                    chosen = next((r for r in self.left[misfit.key] if r.key() not in used), None)
+                    if chosen is not None:
+                        used.add(chosen.key())
+                        self.trying[misfit.key] = misfit.place.module, chosen
+            if self.trying:
+                return True
+        return False
+
+    def doubted(self) -> bool:
+        """Leave out, for the next round, a kind of repair that another one might have made unnecessary.
+
+        An attribute may have been set because it is as large as the one that matters. Whether any is left to doubt.
+        """
+        names = {repair.attribute[1] for repair in self.kept if repair.attribute is not None} - self.needed
+        if self.left_out or len(names | self.needed) < 2 or not names:
+            return False
+        name = sorted(names)[0]
+        self.needed.add(name)
+        self.left_out = [r for r in self.kept if r.attribute is not None and r.attribute[1] == name]
+        self.kept = [repair for repair in self.kept if repair not in self.left_out]
+        return True
+
+    def applied(self) -> Ledger:
+        """The ledger, with the repairs that are kept or being tried."""
+        ledger = self.seen.ledger
+        repaired = Ledger(**{**vars(ledger), "ties": list(ledger.ties), "attributes": dict(ledger.attributes)})
+        for repair in (*self.kept, *(repair for _, repair in self.trying.values())):
+            if repair.attribute in repaired.attributes:  # it says the length of both
+                repaired.tie(repair.ids, repaired.attributes[repair.attribute], self.seen.steps[False][0].place)
+            elif repair.attribute is not None:
+                repaired.attributes[repair.attribute] = repair.ids
+            elif repair.others is not None:
+                repaired.tie(repair.ids, repair.others, self.seen.steps[False][0].place)
+        return repaired
+
+    def _candidates(self, misfit: Misfit, table: ChannelTable) -> Iterator[Repair]:
+        extent = misfit.extent
+        if extent is None:
+            for ids in self._seen_in(misfit.place.module, table):
+                yield from self._attributes(misfit.place.module, ids)
+        elif extent.found == extent.dense:
+            yield from self._attributes(misfit.place.module, extent.ids)
+        else:
+            yield from (Repair(extent.ids, others=others) for others in extent.followed)
+
+    def _attributes(self, path: str, ids: Tensor) -> Iterator[Repair]:
+        """Integers of the module, or of one around it, that are as large as the length is."""
+        while True:
+            module = self.modules.get(path)
+            for name, value in vars(module).items() if module is not None else ():
+                if not name.startswith("_") and type(value) is int and value == len(ids):
+                    yield Repair(ids, (path, name))
+                if not name.startswith("_") and isinstance(value, (tuple, list)):
+                    for number, entry in enumerate(value):
+                        if type(entry) is int and entry == len(ids):
+                            yield Repair(ids, (path, f"{name}.{number}"))
+            if not path:
+                return
+            path = path.rpartition(".")[0]
+
+    def _seen_in(self, path: str, table: ChannelTable) -> list[Tensor]:
+        """The prunable axes of what the operators of a module touch, the last first."""
+        found: list[Tensor] = []
+        known: set[tuple[int, ...]] = set()
+        for step in reversed(self.seen.steps[False]):
+            if step.place.module == path or step.place.module.startswith(f"{path}."):
+                for ids in step.touched:
+                    channels = torch.where(ids < 0, FIXED, table.channel_of[ids])
+                    key = tuple(channels.tolist())
+                    if key not in known and bool((channels != FIXED).any()):
+                        known.add(key)
+                        found.append(ids)
+        return found
+
+
+def _within(path: str, module: str) -> bool:
+    return path == module or path.startswith(f"{module}.") or module.startswith(f"{path}.")
+
+
+def pins_of(found: Sequence[Misfit], table: ChannelTable) -> list[Pin]:
+    """What has to stay whole because nothing can be done about a misfit; of misfits that share channels, the first."""
+    pinned = torch.zeros(len(table.channel_of), dtype=torch.bool)
+    pins: list[Pin] = []
+    for misfit in found:
+        extent = misfit.extent
+        lengths = () if extent is None else (extent.ids, *extent.followed)
+        # One axis at a time: with the others cut, all may be well.
+        chosen = next(ids for ids in (*lengths, *misfit.touched) if prunable(table.channel_of[ids[ids >= 0]]))
+        channels = table.channel_of[chosen[chosen >= 0]]
+        if not bool(pinned[channels[channels != FIXED]].any()):
+            pinned[channels[channels != FIXED]] = True
+            reason = f"does not follow when channels go: the cut network {misfit.how}"
+            pins.append(Pin(chosen, reason, misfit.place))
+    return pins

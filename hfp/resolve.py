@@ -1,0 +1,138 @@
+"""From ids to channels: what is tied is one, products are told by their factors, what is pinned drops out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hfp.labels import FIXED, Ledger, Pin, Place, components
+
+_NONE = -1  # no factor here: rows of products are filled up to the same length
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Which channel, or product of channels, every id of a ledger is."""
+
+    channels: int
+    products: Tensor
+    """(n, k) the factors, channel numbers, of each product; FIXED where it has fewer than k."""
+    of: Tensor
+    """Id -> number of its channel, or `channels` + number of its product, or FIXED."""
+    why: Tensor
+    """Id -> number of the pin that holds it; len(pins) for none."""
+    pins: list[Pin]
+
+
+def resolve(ledger: Ledger) -> Numbering:
+    """Number the channels of a ledger, in the order of their smallest id, which is that of the model's own tensors."""
+    pins = list(ledger.pins)
+    ties = list(ledger.ties)
+    ids, rows = _records(ledger)
+    while True:
+        root = components(ledger.size, ties)
+        left = root[ids]
+        factors, endless = _expanded(root, ids, rows)
+        same, clash = _congruent(left, factors)
+        clash = torch.cat([clash, endless])
+        if clash.numel():
+            pins.append(Pin(clash, "is split into axes in two ways that do not fit", Place("view", "", "")))
+        if not same.numel():
+            break
+        ties.append(same)
+
+    free = torch.zeros(ledger.size + 1, dtype=torch.bool)  # the last entry is for _NONE
+    for made in ledger.produced:
+        free[root[made]] = True
+    free[factors[free[left]]] = True
+    why = _reasons(root, left, factors, pins)
+    atom = torch.ones(ledger.size, dtype=torch.bool)
+    atom[left] = False
+    channel = free[:-1] & (why[:-1] == len(pins)) & atom & (root == torch.arange(ledger.size))
+    count = int(channel.sum())
+    number = torch.full((ledger.size + 1,), FIXED)
+    number[:-1][channel] = torch.arange(count)
+
+    # What has one factor left is that channel; what has several is a product of them, the same one for equal factors.
+    own, products = _distinct(number[factors])
+    several = (own != FIXED).sum(1) > 1
+    table, index = own[several].unique(dim=0, return_inverse=True) if several.any() else (own[:0], None)
+    number[left] = own.max(1).values if own.shape[1] else torch.full_like(left, FIXED)
+    if index is not None:
+        number[left[several]] = count + index
+    of = number[:-1][root]
+    held = why[:-1].clone()
+    held.scatter_reduce_(0, left, why[factors].amin(1) if factors.shape[1] else why[left], "amin")
+    return Numbering(count, table, of, held[root], pins)
+
+
+def _records(ledger: Ledger) -> tuple[Tensor, Tensor]:
+    """All products of the ledger as one: ids (n,) and their factors (n, k), filled up with _NONE."""
+    most = max((factors.shape[1] for _, factors in ledger.products), default=0)
+    empty = torch.empty(0, dtype=torch.long)
+    pad = torch.nn.functional.pad
+    rows = [pad(factors.clamp_min(_NONE), (0, most - factors.shape[1]), value=_NONE) for _, factors in ledger.products]
+    return torch.cat([empty, *(ids for ids, _ in ledger.products)]), torch.cat([empty.reshape(0, most), *rows])
+
+
+def _expanded(root: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors (n, k) of every record, with factors that are products themselves replaced by their own.
+
+    And the roots that are their own factors, at some depth.
+    """
+    record = torch.full((len(root) + 1,), _NONE)
+    record[root[ids]] = torch.arange(len(ids))
+    rows = table = torch.cat([root, torch.tensor([_NONE])])[rows]
+    for _ in range(8):
+        nested = record[rows] != _NONE
+        if not nested.any():
+            break
+        deeper = torch.where(nested[..., None], table[record[rows]], _NONE)
+        deeper[..., 0] = torch.where(nested, deeper[..., 0], rows)
+        rows = _packed(deeper.flatten(1))
+    endless = record[rows] != _NONE
+    return torch.where(endless, _NONE, rows), torch.cat([root[ids][endless.any(1)], rows[endless]]).unique()
+
+
+def _packed(rows: Tensor) -> Tensor:
+    """The entries of each row moved to its front, in their order; without columns that are empty in all rows."""
+    order = (rows == _NONE).to(torch.uint8).argsort(dim=1, stable=True)
+    rows = rows.gather(1, order)
+    return rows[:, : int((rows != _NONE).sum(1).max())]
+
+
+def _congruent(left: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Ties (2, n) between the factors of equal products, and the ids of those that have other numbers of them."""
+    order = left.argsort(stable=True)
+    left, factors = left[order], factors[order]
+    again = (left[1:] == left[:-1]).nonzero().flatten()
+    a, b = factors[again], factors[again + 1]
+    fits = (a == _NONE) == (b == _NONE)
+    whole = fits.all(1)
+    differ = (a != b) & whole[:, None]
+    return torch.stack([a[differ], b[differ]]), left[again[~whole]].unique()
+
+
+def _reasons(root: Tensor, left: Tensor, factors: Tensor, pins: list[Pin]) -> Tensor:
+    """Root -> the first pin that holds it. What holds a product holds all its factors."""
+    why = torch.full((len(root) + 1,), len(pins))
+    for number in reversed(range(len(pins))):
+        why[root[pins[number].ids]] = number
+    held = why[left]
+    return why.scatter_reduce(
+        0,
+        torch.where(factors == _NONE, len(root), factors).flatten(),
+        held[:, None].expand_as(factors).flatten(),
+        "amin",
+    ).index_fill(0, torch.tensor([len(root)]), len(pins))
+
+
+def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers in each row, each once, ascending, FIXED first; and how many there are."""
+    rows = rows.sort(1).values
+    if rows.shape[1] > 1:
+        rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = FIXED
+    rows = rows.sort(1).values
+    return rows, (rows != FIXED).sum(1)

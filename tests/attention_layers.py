@@ -1,0 +1,389 @@
+"""Attention, second half: positions and masks, normalised queries, other attention, packed layers, transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from attention import APART, DEFAULT, FUSED, STREAM, TOKENS, apart, attended, fused, weighed
+from specimen import IMAGE, Net, parameter, registry
+from torch import Tensor, nn
+
+LAYERS, specimen = registry()
+
+
+def qkv_of(net: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    b, n, _ = x.shape
+    q, k, v = net.qkv(x).reshape(b, n, 3, net.heads, -1).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def merged(net: Any, out: Tensor) -> Tensor:
+    return net.proj(out.transpose(1, 2).flatten(2))
+
+
+# ---------------------------------------------------------------------------------------------- positions and masks
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    left, right = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
+    return torch.cat((-right, left), dim=-1)
+
+
+def angles(n: int, dim: int) -> Tensor:
+    return torch.outer(torch.arange(n, dtype=torch.float64), 100.0 ** -torch.arange(0, dim, 2).div(dim))
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def rotary_positions() -> Net:
+    """As in Llama: cos and sin are buffers, dims i and i + d/2 are turned together."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, x)
+        cos, sin = net.cos[: x.shape[1]].to(x), net.sin[: x.shape[1]].to(x)
+        q, k = (t * cos + rotate_half(t) * sin for t in (q, k))
+        return merged(net, F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=net.scale))
+
+    net = attended(run, DEFAULT, **fused(DEFAULT))
+    turns = torch.cat([angles(8, 4)] * 2, -1)
+    net.register_buffer("cos", turns.cos(), persistent=False)
+    net.register_buffer("sin", turns.sin(), persistent=False)
+    return net
+
+
+@specimen(shapes=TOKENS, least=APART)
+def rotary_positions_as_complex_numbers() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (t.view(b, n, net.heads, -1) for t in (net.q(x), net.k(x), net.v(x)))
+        turns = torch.polar(torch.ones_like(net.angles), net.angles)[:n, None]
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(t.reshape(*t.shape[:-1], -1, 2)) * turns).flatten(3)
+            for t in (q, k)
+        )
+        return merged(net, weighed(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), net.scale))
+
+    net = attended(run, DEFAULT, **apart(DEFAULT))
+    net.register_buffer("angles", angles(8, 4))
+    return net
+
+
+@specimen(shapes=TOKENS, least=f"{FUSED} slopes/0")
+def bias_of_each_head() -> Net:
+    """As ALiBi with learned slopes."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, x)
+        steps = torch.arange(x.shape[1])
+        scores = q @ k.mT * net.scale - net.slopes * (steps[:, None] - steps).abs()
+        return merged(net, scores.softmax(-1) @ v)
+
+    return attended(run, DEFAULT, slopes=parameter(3, 1, 1), **fused(DEFAULT))
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def bias_of_each_head_in_a_buffer() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, x)
+        mask = net.slopes.view(1, -1, 1, 1) * torch.arange(x.shape[1], dtype=x.dtype) + net.causal[:5, :5]
+        return merged(net, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=net.scale))
+
+    net = attended(run, DEFAULT, **fused(DEFAULT))
+    net.register_buffer("slopes", 2.0 ** -torch.arange(1, 4))
+    net.register_buffer("causal", torch.full((8, 8), -1e9).triu(1))
+    return net
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def causal_mask_in_a_buffer() -> Net:
+    """As in GPT-2: `masked_fill` by a square of booleans."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        n, (q, k, v) = x.shape[1], qkv_of(net, x)
+        scores = (q @ k.transpose(-2, -1) * net.scale).masked_fill(~net.mask[:, :, :n, :n], float("-inf"))
+        return merged(net, scores.softmax(-1) @ v)
+
+    net = attended(run, DEFAULT, **fused(DEFAULT))
+    net.register_buffer("mask", torch.ones(1, 1, 8, 8).tril().bool())
+    return net
+
+
+@specimen(shapes=TOKENS, least=f"{APART} table.weight/1")
+def bias_of_relative_positions() -> Net:
+    """As in T5: an embedding of distances, one column for each head."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (t.view(b, -1, net.heads, net.dim).transpose(1, 2) for t in (net.q(x), net.k(x), net.v(x)))
+        steps = torch.arange(n)
+        bias = net.table((steps[None] - steps[:, None]).clamp(-3, 3) + 3).permute(2, 0, 1).unsqueeze(0)
+        out = (q @ k.transpose(3, 2) + bias).softmax(-1) @ v
+        return net.proj(out.transpose(1, 2).contiguous().view(b, -1, net.inner_dim))
+
+    return attended(run, DEFAULT, inner_dim=12, table=nn.Embedding(7, 3), **apart(DEFAULT))
+
+
+@specimen(shapes=((2, 8, 8, 7),), least=f"{FUSED} table/1")
+def shifted_windows() -> Net:
+    """As in Swin: windows of 4x4 in an image of 8x8 that is rolled, a table of positions with a column per head."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, height, width, c = x.shape
+        x = torch.roll(x, shifts=(-2, -2), dims=(1, 2))
+        x = x.view(b, height // 4, 4, width // 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, c)
+        q, k, v = qkv_of(net, x)
+        bias = net.table[net.index.view(-1)].view(16, 16, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
+        x = merged(net, (q * net.scale @ k.transpose(-2, -1) + bias).softmax(-1) @ v)
+        x = x.view(b, height // 4, width // 4, 4, 4, -1).permute(0, 1, 3, 2, 4, 5)
+        return torch.roll(x.reshape(b, height, width, -1), shifts=(2, 2), dims=(1, 2))
+
+    net = attended(run, DEFAULT, table=parameter(49, 3), **fused(DEFAULT))
+    at = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")).flatten(1)
+    apart = at[:, :, None] - at[:, None] + 3
+    net.register_buffer("index", apart[0] * 7 + apart[1])
+    return net
+
+
+# ---------------------------------------------------------------------------------------------- queries normalised
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def layer_norm_of_queries_and_keys() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, x)
+        return merged(net, weighed(net.q_norm(q), net.k_norm(k), v, net.scale))
+
+    return attended(run, DEFAULT, q_norm=nn.LayerNorm(4), k_norm=nn.LayerNorm(4), **fused(DEFAULT))
+
+
+@specimen(shapes=TOKENS, least=f"{FUSED} logit_scale/0")
+def cosine_attention() -> Net:
+    """As in Swin V2: queries and keys of length one, a temperature for each head."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, x)
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        return merged(net, (scores * torch.clamp(net.logit_scale, max=4.6).exp()).softmax(-1) @ v)
+
+    return attended(run, DEFAULT, logit_scale=parameter(3, 1, 1), **fused(DEFAULT))
+
+
+@specimen(shapes=TOKENS, least=f"{FUSED} before.weight/1 after")
+def talking_heads() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, x)
+        scores = net.before((q @ k.mT * net.scale).permute(0, 2, 3, 1)).softmax(2)
+        return merged(net, net.after(scores).permute(0, 3, 1, 2) @ v)
+
+    return attended(run, DEFAULT, before=nn.Linear(3, 3), after=nn.Linear(3, 3), **fused(DEFAULT))
+
+
+@specimen(shapes=TOKENS, least=f"{FUSED} gamma/0 norm.weight/0")
+def scaled_branch() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, net.norm(x))
+        return net.gamma * merged(net, weighed(q, k, v, net.scale))
+
+    return attended(run, DEFAULT, gamma=parameter(24), norm=nn.LayerNorm(24), **fused(DEFAULT))
+
+
+# ---------------------------------------------------------------------------------------------- other attention
+
+
+@specimen(shapes=TOKENS, least=f"{FUSED} temperature/0")
+def attention_between_channels() -> Net:
+    """As in XCiT: the scores are dim x dim, of queries and keys normalised over the tokens."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = (F.normalize(t.transpose(-2, -1), dim=-1) for t in qkv_of(net, x))
+        out = ((q @ k.transpose(-2, -1)) * net.temperature).softmax(-1) @ v
+        return net.proj(out.permute(0, 3, 1, 2).reshape(*x.shape[:2], -1))
+
+    return attended(run, DEFAULT, temperature=parameter(3, 1, 1), **fused(DEFAULT))
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def efficient_attention() -> Net:
+    """Softmax of queries along the head dimension, of keys along the tokens; keys meet values first."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, x)
+        return merged(net, q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v))
+
+    return attended(run, DEFAULT, **fused(DEFAULT))
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def linear_attention() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, x)
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        return merged(net, q @ (k.mT @ v) / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-6))
+
+    return attended(run, DEFAULT, **fused(DEFAULT))
+
+
+@specimen(shapes=IMAGE, least="embed proj head.weight/1 qkv qkv.weight/1 proj.weight/1")
+def attention_over_the_pixels_of_a_map() -> Net:
+    """Channels first, 1x1 convolutions, as in diffusion networks."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.embed(x)
+        b, c, height, width = h.shape
+        q, k, v = net.qkv(net.norm(h)).reshape(b, 3, net.heads, -1, height * width).unbind(1)
+        weights = torch.einsum("bhci,bhcj->bhij", q, k).softmax(-1)
+        out = torch.einsum("bhij,bhcj->bhci", weights, v).reshape(b, -1, height, width)
+        return net.head(h + net.proj(out))
+
+    convs = {"embed": (3, 10), "qkv": (10, 36), "proj": (12, 10), "head": (10, 6)}
+    parts = {name: nn.Conv2d(i, o, 1) for name, (i, o) in convs.items()}
+    return Net(forward, heads=3, norm=nn.BatchNorm2d(10), **parts)
+
+
+@specimen(shapes=TOKENS, least=f"{STREAM} score.weight/1")
+def pooled_by_attention() -> Net:
+    """One score for each token; their weighted mean is added to all."""
+    run = lambda net, x: net.proj((net.score(x).softmax(1) * x).sum(1, keepdim=True))  # noqa: E731
+    return attended(run, DEFAULT, score=nn.Linear(24, 1), proj=nn.Linear(24, 24))
+
+
+@specimen(shapes=TOKENS, least=f"{STREAM} query/2 kv kv.weight/1 proj.weight/1")
+def pooled_by_a_learned_query() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        k, v = net.kv(x).reshape(b, n, 2, net.heads, -1).permute(2, 0, 3, 1, 4)
+        q = net.query.expand(b, -1, -1).unflatten(-1, (net.heads, -1)).transpose(1, 2)
+        return net.proj(weighed(q, k, v, net.scale).transpose(1, 2).flatten(2))
+
+    return attended(run, DEFAULT, query=parameter(1, 1, 12), kv=nn.Linear(24, 24))
+
+
+# ---------------------------------------------------------------------------------------------- packed layers
+
+PACKED = "mix.in_proj_weight/0 mix.in_proj_weight/1 mix.out_proj mix.out_proj.weight/1 embed head.weight/1"
+
+
+def beside(run: Any, **parts: Any) -> Net:
+    """`attended` without a projection of its own; width 12, 3 heads of 4."""
+    parts = {"proj": nn.Identity(), **parts}
+    net = Net(lambda net, x: net.head(net.embed(x) + run(net, net.embed(x))), embed=nn.Linear(7, 12), **parts)
+    net.head = nn.Linear(12, 6)
+    return net
+
+
+@specimen(shapes=TOKENS, least=PACKED)
+def multihead_attention() -> Net:
+    run = lambda net, x: net.mix(x, x, x, need_weights=False)[0]  # noqa: E731
+    return beside(run, mix=nn.MultiheadAttention(12, 3, batch_first=True))
+
+
+@specimen(shapes=TOKENS, least=PACKED)
+def multihead_attention_tokens_first() -> Net:
+    """With the weights of the attention in use."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        out, weights = net.mix(*[x.transpose(0, 1)] * 3)
+        return out.transpose(0, 1) + weights.mean((1, 2))[:, None, None]
+
+    return beside(run, mix=nn.MultiheadAttention(12, 3))
+
+
+@specimen(shapes=((2, 5, 7), (2, 6, 8)), least="embed memory values mix.out_proj head.weight/1 mix.k_proj_weight/1")
+def multihead_attention_of_other_keys() -> Net:
+    """kdim and vdim: three projections instead of one."""
+
+    def forward(net: Any, x: Tensor, y: Tensor) -> Tensor:
+        h = net.embed(x)
+        return net.head(h + net.mix(h, net.memory(y), net.values(y))[0])
+
+    mix = nn.MultiheadAttention(12, 3, kdim=10, vdim=9, batch_first=True)
+    parts = {"embed": nn.Linear(7, 12), "memory": nn.Linear(8, 10), "values": nn.Linear(8, 9)}
+    return Net(forward, mix=mix, head=nn.Linear(12, 6), **parts)
+
+
+def packed_layer(kind: Any, **options: Any) -> nn.Module:
+    return kind(12, 3, dim_feedforward=10, dropout=0.0, batch_first=True, **options)
+
+
+FEED_FORWARD = "mix.linear1 mix.linear2.weight/1 embed head.weight/1 mix.linear2 mix.norm1"
+
+
+@specimen(shapes=TOKENS, least=FEED_FORWARD)
+def encoder_layer() -> Net:
+    return beside(lambda net, x: net.mix(x), mix=packed_layer(nn.TransformerEncoderLayer))
+
+
+@specimen(shapes=TOKENS, least=FEED_FORWARD)
+def encoder_layer_normed_first() -> Net:
+    layer = packed_layer(nn.TransformerEncoderLayer, norm_first=True, activation="gelu")
+    return beside(lambda net, x: net.mix(x), mix=layer)
+
+
+@specimen(shapes=TOKENS, least=FEED_FORWARD)
+def decoder_layer() -> Net:
+    return beside(lambda net, x: net.mix(x, net.memory(x).tanh()), mix=packed_layer(nn.TransformerDecoderLayer),
+                  memory=nn.Linear(12, 12))  # fmt: skip
+
+
+@specimen(shapes=TOKENS, least=FEED_FORWARD)
+def decoder_layer_normed_first() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        causal = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        return net.mix(x, x.tanh(), tgt_mask=causal)
+
+    return beside(run, mix=packed_layer(nn.TransformerDecoderLayer, norm_first=True))
+
+
+# ---------------------------------------------------------------------------------------------- whole transformers
+
+
+class Block(nn.Module):
+    """Pre-norm block of a vision transformer; `gated` makes the MLP a SwiGLU and the norms RMSNorm."""
+
+    def __init__(self, width: int, heads: int, dim: int, hidden: int, gated: bool = False) -> None:
+        super().__init__()
+        norm = nn.RMSNorm if gated else nn.LayerNorm
+        self.num_heads, self.head_dim = heads, dim
+        self.norm1, self.norm2 = norm(width), norm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * heads * dim), nn.Linear(heads * dim, width)
+        self.gate = nn.Linear(width, hidden) if gated else None
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(*qkv.unbind(0), is_causal=self.gate is not None)
+        x = x + self.proj(out.transpose(1, 2).flatten(2))
+        h = self.norm2(x)
+        hidden = F.silu(self.gate(h)) * self.fc1(h) if self.gate else F.gelu(self.fc1(h))
+        return x + self.fc2(hidden)
+
+
+INSIDE = " ".join(f"blocks.{i}.{name}" for i in (0, 1) for name in (
+    "norm1", "qkv", "qkv.weight/1", "proj", "proj.weight/1", "norm2", "fc1", "fc1.weight/1", "fc2", "fc2.weight/1"
+))  # fmt: skip
+
+
+@specimen(shapes=IMAGE, least=f"patch cls/2 position/2 {INSIDE} norm head.weight/1")
+def vision_transformer() -> Net:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        tokens = net.patch(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat((net.cls.expand(tokens.shape[0], -1, -1), tokens), dim=1) + net.position
+        return net.head(net.norm(net.blocks(tokens))[:, 0])
+
+    blocks = nn.Sequential(Block(24, 3, 4, 10), Block(24, 2, 6, 14))
+    tokens = {"cls": parameter(1, 1, 24), "position": parameter(1, 17, 24)}
+    return Net(forward, patch=nn.Conv2d(3, 24, 2, 2), blocks=blocks, norm=nn.LayerNorm(24), head=nn.Linear(24, 6),
+               **tokens)  # fmt: skip
+
+
+@specimen(shapes=([2, 7],), least=f"embed.weight/1 {INSIDE} norm")
+def language_model_with_tied_embedding() -> Net:
+    def forward(net: Any, ids: Tensor) -> Tensor:
+        h = net.embed(ids) + net.position.weight[: ids.shape[1]]
+        return F.linear(net.norm(net.blocks(h)), net.embed.weight)
+
+    blocks = nn.Sequential(Block(20, 3, 4, 10, gated=True), Block(20, 2, 4, 14, gated=True))
+    tables = {"embed": nn.Embedding(10, 20), "position": nn.Embedding(9, 20)}
+    return Net(forward, blocks=blocks, norm=nn.RMSNorm(20), **tables)

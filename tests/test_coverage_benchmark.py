@@ -1,0 +1,204 @@
+"""The coverage benchmark: two published networks through the command, and made-up ones for every status of a row."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hfp
+import hfp.surgery
+
+coverage: Any = importlib.import_module("coverage")
+networks: Any = importlib.import_module("networks")
+common: Any = importlib.import_module("common")
+
+COMMAND = Path(coverage.__file__)
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12, where threads are running
+
+
+def test_two_networks_through_the_command(tmp_path: Path) -> None:
+    output = tmp_path / "coverage.json"
+    command = ["torchvision", "--only", "^(squeezenet1_1|resnet18)$", "--output", str(output)]
+    printed = subprocess.run([sys.executable, COMMAND, *command], check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines()[-1].startswith("torchvision: held 2 of 2 (100.0 %); 2 of them")
+    before = output.read_text()
+    rows = json.loads(before)["networks"]
+    for row in rows.values():
+        assert row["status"] == "held" and row["prunable_macs"] > 0.9 and 0 < row["peak_gb"] < 4
+        assert [cut["density"] for cut in row["cuts"]] == list(coverage.DENSITIES)
+        assert all(cut["error"] < 1e-5 and 0 < cut["macs"] < row["macs"] for cut in row["cuts"])
+        assert row["cuts"][0]["change"] > 0.01
+    coverage.main(command)
+    assert output.read_text() == before, "what holds is not run again"
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+
+
+def not_a_number() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.Threshold(1e9, math.nan))
+
+
+def hang(*_: Any) -> None:
+    while True:
+        pass
+
+
+def fill_memory(*_: Any) -> None:
+    kept = torch.ones(2**28 + 2**26)
+    time.sleep(60)
+    del kept
+
+
+COMPACT = hfp.surgery.compact
+
+
+def shifted(model: nn.Module, table: Any, keep: Tensor) -> nn.Module:
+    small = COMPACT(model, table, keep)
+    small.get_parameter("2.bias").data += 1e-3
+    return small
+
+
+def without_its_end(model: nn.Module, table: Any, keep: Tensor) -> nn.Module:
+    small = COMPACT(model, table, keep)
+    small.register_module("2", nn.Linear(99, 6))
+    return small
+
+
+def one_too_many(table: Any, keep: Tensor) -> tuple[int, int]:
+    return table.macs.count(keep), table.params.count(keep) + 1
+
+
+def user_error(*_: Any) -> None:
+    raise ValueError("raised by code that is not hfp's")
+
+
+CASES: dict[str, tuple[str, Any, dict[str, Any], str]] = {
+    "held": ("held", perceptron, {}, ""),
+    "no": ("refused", perceptron, {"trace": lambda *_: hfp.trace("none")}, "ValueError: hfp.trace needs an nn.Module"),
+    "another output": ("wrong", perceptron, {"compact": shifted}, "density 0.2: outputs differ by"),
+    "other costs": ("wrong", perceptron, {"predicted": one_too_many}, "dense: 111 parameters predicted, 110 counted;"),
+    "not hfp's error": ("crashed", perceptron, {"trace": user_error}, "ValueError: raised by code that is not hfp's"),
+    "does not run": ("crashed", perceptron, {"compact": without_its_end}, "RuntimeError: "),
+    "dies": ("crashed", perceptron, {"trace": lambda *_: os._exit(3)}, "the process ended with 3 in stage trace"),
+    "hangs": ("timeout", perceptron, {"trace": hang}, "more than 2 s in stage trace"),
+    "fills memory": ("memory", perceptron, {"compact": fill_memory}, "more than"),
+    "is not built": ("unavailable", user_error, {}, "ValueError: raised by"),
+    "no number": ("unavailable", not_a_number, {}, "FloatingPointError: the output is not finite"),
+}
+"""Name -> status, what builds the network, what is replaced in the benchmark, how the message starts."""
+
+
+def network(build: Callable[[], nn.Module], **options: Any) -> Any:
+    return networks.Network("it", build, lambda _: ((torch.randn(5, 6),), {}), **options)
+
+
+def task(made_up: Any) -> Any:
+    return made_up.name, functools.partial(coverage.examine, made_up)
+
+
+def row_of(made_up: Any) -> dict[str, Any]:
+    limits = common.Limits(seconds=2, gb=common.used_by(os.getpid())[1] + 0.5)  # with what the tests have imported
+    [(name, row)] = common.rows_of([task(made_up)], limits)
+    assert name == "it" and row["seconds"] < 30
+    return row
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_status(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, build, replaced, message = CASES[name]
+    for attribute, value in replaced.items():
+        monkeypatch.setattr(coverage, attribute, value)
+    row = row_of(network(build))
+    assert (row["status"], row.get("message", "")[: len(message)]) == (status, message)
+    assert ("prunable_macs" in row) == (row["stage"] in ("compact", "check")), "what was found before stays in the row"
+
+
+def test_both_modes_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compacted network that differs in training mode only."""
+
+    class Mode(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1e-3 if self.training else x
+
+    def differs_in_training(model: nn.Module, table: Any, keep: Tensor) -> nn.Module:
+        small = COMPACT(model, table, keep)
+        small.append(Mode())
+        return small
+
+    monkeypatch.setattr(coverage, "compact", differs_in_training)
+    assert row_of(network(perceptron))["status"] == "held"
+    row = row_of(network(perceptron, training=lambda _: ((torch.randn(5, 6),), {})))
+    assert row["status"] == "wrong" and row["message"].startswith("training: outputs differ by")
+
+
+def test_rounding_is_told_from_a_wrong_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tolerance that float32 misses and float64 does not: the row says so, and holds."""
+    monkeypatch.setattr(coverage, "TOLERANCE", 0.0)
+    row = row_of(network(lambda: nn.Sequential(nn.Linear(6, 500), nn.ReLU(), nn.Linear(500, 6))))
+    assert row["status"] == "held"
+    assert all(0 < cut["double_error"] < 1e-12 < cut["error"] < 1e-5 for cut in row["cuts"])
+
+
+def test_rows_come_as_they_are_done() -> None:
+    every = [network(perceptron), network(user_error), network(perceptron)]
+    rows = [row["status"] for _, row in common.rows_of(map(task, every), common.Limits(), jobs=2)]
+    assert sorted(rows) == ["held", "held", "unavailable"]
+
+
+def test_another_engine_has_its_rows_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up = [networks.Network(name, perceptron, lambda _: ((torch.randn(5, 6),), {})) for name in "ab"]
+    monkeypatch.setitem(coverage.LIBRARIES, "timm", lambda: iter(made_up))
+
+    def run(*more: str) -> list[str]:
+        coverage.main(["timm", "--output", str(tmp_path / "rows.json"), *more])
+        return [line for line in capsys.readouterr().out.splitlines() if line.endswith("prunable")]
+
+    assert len(run()) == 2 and run() == []
+    monkeypatch.setattr(coverage, "engine", lambda: "another")
+    assert run("--failed") == [] and len(run("--only", "b")) == 1 and len(run()) == 1 and len(run("--again")) == 2
+
+
+def test_summary_and_causes() -> None:
+    rows = {
+        "a": {"status": "held", "prunable_macs": 0.7, "reasons": [["bmm: of 3 axes", 5]]},
+        "b": {"status": "held", "prunable_macs": 0.5, "reasons": [["bmm: of 3 axes", 7], ["add: fixed", 1]]},
+        "c": {"status": "crashed", "message": "IndexError: A has 12 channels", "class": "A"},
+        "d": {"status": "crashed", "message": "IndexError: B has 7 channels", "class": "B"},
+    }
+    assert coverage.summary("timm", rows) == (
+        "timm: held 2 of 4 (50.0 %); 1 of them (25.0 %) with 60 % or more of the MACs prunable; wrong 0, crashed 2"
+    )
+    assert coverage.failures(rows) == [("crashed: IndexError: the model has # channels", ["c", "d"])]
+    assert coverage.pins(rows) == [("bmm: of # axes", ["a", "b"]), ("add: fixed", ["b"])]
+
+
+def test_weights_are_made_to_matter() -> None:
+    """What layers start from hides a wrong cut: zeros, ones, next to nothing."""
+    model = nn.ModuleList([nn.BatchNorm2d(9), nn.LayerNorm(9), nn.Linear(9, 9)])
+    constants = {"gamma": torch.full((9,), 1e-6), "alpha": torch.zeros(1), "table": torch.zeros(1, 4, 9)}
+    for name, value in constants.items():
+        model.register_parameter(name, nn.Parameter(value))
+    nn.init.zeros_(model[2].weight)
+    common.randomise(model)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            assert tensor.abs().max() > 0.01, name
+            assert tensor.numel() == 1 or tensor.std() > 0.01, name
+    assert 0.1 < model[2].weight.std() < 1

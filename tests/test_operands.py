@@ -1,0 +1,155 @@
+"""What removed channels are hidden behind: functions compute what they would if these were not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hfp.labels import FIXED, Ask, Labels, Place
+from hfp.operands import Operand, find, hide
+from hfp.position import Site
+
+KEEP = torch.tensor([True, False, True, True, False, True])
+GATE = KEEP.double()
+
+
+def operand(how: str, argument: int = 0, axis: int = -1) -> Operand:
+    return Operand(Site("block", 1, "function", 1), False, argument, axis, torch.arange(6), how)
+
+
+REDUCTIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "mean": ("mean", lambda x: x.mean(-1)),
+    "sum": ("zero", lambda x: x.sum(-1)),
+    "norm": ("zero", lambda x: x.norm(dim=-1)),
+    "abs sum": ("zero", lambda x: x.abs().sum(-1)),
+    "max": ("lowest", lambda x: x.max(-1).values),
+    "amax": ("lowest", lambda x: x.amax(-1)),
+    "logsumexp": ("lowest", lambda x: x.logsumexp(-1)),
+    "min": ("highest", lambda x: x.min(-1).values),
+    "amin": ("highest", lambda x: x.amin(-1)),
+    "squares": ("mean", lambda x: x.square().mean(-1)),
+}
+"""Functions that work across channels, what hides removed ones from them."""
+
+
+@pytest.mark.parametrize("shift", [-100.0, 0.0, 100.0])
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_reductions_are_those_of_what_is_left(name: str, shift: float) -> None:
+    how, function = REDUCTIONS[name]
+    x = torch.randn(3, 6, dtype=torch.float64) + shift
+    if name == "squares":  # it is the square that is hidden from the mean
+        x, function = x.square(), REDUCTIONS["mean"][1]
+    (hidden,), _ = hide([operand(how)], [GATE], (x,), {})
+    torch.testing.assert_close(function(hidden), function(x[:, KEEP]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("function", [F.softmax, F.log_softmax])
+def test_softmax_is_that_of_what_is_left(function: Any, dtype: torch.dtype) -> None:
+    x = (10 * torch.randn(3, 6)).to(dtype)
+    (hidden,), _ = hide([operand("lowest")], [GATE], (x,), {})
+    assert torch.equal(function(hidden, -1)[:, KEEP], function(x[:, KEEP], -1))
+    if function is F.softmax:
+        assert not function(hidden, -1)[:, ~KEEP].any()
+
+
+def test_channels_on_any_axis_of_any_argument() -> None:
+    x, y = torch.randn(6, 2, 3), torch.randn(5)
+    (first, pair), keywords = hide([operand("zero", 2, -3)], [GATE], (y, [y, x]), {"other": y})
+    assert first is y and pair[0] is y and keywords["other"] is y
+    assert torch.equal(pair[1], x * KEEP.reshape(6, 1, 1)) and pair[1].dtype == x.dtype
+    _, keywords = hide([operand("zero", 1, -3)], [GATE], (y,), {"input": x})
+    assert torch.equal(keywords["input"], x * KEEP.reshape(6, 1, 1))
+
+
+def test_a_mean_over_two_axes() -> None:
+    x, keep = torch.randn(2, 6, 4, dtype=torch.float64), torch.tensor([True, True, False, True])
+    (hidden,), _ = hide([operand("mean", 0, -2), operand("mean", 0, -1)], [GATE, keep.double()], (x,), {})
+    torch.testing.assert_close(hidden.mean((1, 2)), x[:, KEEP][:, :, keep].mean((1, 2)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_with_its_default_scale(masked: bool) -> None:
+    """The scale is one over the root of the width of a head: of what is left of it."""
+    q, k, v = torch.randn(3, 2, 5, 6, dtype=torch.float64)
+    mask = torch.ones(5, 5).tril().bool() if masked else None
+    operands = [operand("root", 0), operand("again", 1)]
+    args, kwargs = hide(operands, [GATE, GATE], (q, k, v), {"attn_mask": mask})
+    out = F.scaled_dot_product_attention(*args, **kwargs)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(q[..., KEEP], k[..., KEEP], v, attn_mask=mask))
+
+
+def test_open_gates_change_no_bit() -> None:
+    x = torch.randn(3, 6)
+    for how in ("zero", "again", "mean", "root", "lowest", "highest"):
+        (hidden,), _ = hide([operand(how)], [torch.ones(6)], (x,), {})
+        assert torch.equal(hidden, x)
+
+
+def test_a_product_of_two_trains_its_gates_once() -> None:
+    """d (g x) y / dg is x y, as for a weight; not 2 g x y."""
+    x, y = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    gate = torch.ones(6, dtype=torch.float64, requires_grad=True)
+    (a, b), _ = hide([operand("zero", 0), operand("again", 1)], [gate, gate], (x, y), {})
+    (a @ b).backward()
+    torch.testing.assert_close(gate.grad, x * y)
+
+
+def test_the_share_of_a_mean_is_a_number_to_the_gates() -> None:
+    """A gate of a mean learns what its channel adds, not what it takes from the others."""
+    x, gate = torch.randn(6, dtype=torch.float64), torch.ones(6, dtype=torch.float64, requires_grad=True)
+    (hidden,), _ = hide([operand("mean")], [gate], (x,), {})
+    hidden.mean().backward()
+    torch.testing.assert_close(gate.grad, x / 6)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 5), torch.zeros(()), 3])
+def test_other_arguments_than_in_the_trace(wrong: Any) -> None:
+    with pytest.raises(RuntimeError, match="function in block gets other arguments; wrap the model with inputs"):
+        hide([operand("zero")], [GATE], (wrong,), {})
+
+
+# ---------------------------------------------------------------------------------------------- find
+
+A, B = torch.arange(6), torch.arange(6, 10)
+X, Y, INTEGERS = torch.zeros(2, 6), torch.zeros(6, 4), torch.zeros(6, dtype=torch.long)
+KNOWN: dict[int, Labels] = {id(X): (None, A), id(Y): (A.clone(), B), id(INTEGERS): (A,)}
+
+
+def found(how: str, function: str, *args: Any, ids: Tensor = A, **kwargs: Any) -> list[tuple[int, int]]:
+    ask = Ask(ids, how, "reason", Place("operator", "", ""))
+    return find(ask, function, args, kwargs, lambda tensor: KNOWN.get(id(tensor), ()))
+
+
+def test_every_argument_with_the_channels_is_found_on_its_axis() -> None:
+    assert found("zero", "einsum", "ab,bc->ac", X, [Y, INTEGERS]) == [(1, -1), (2, -2)]
+    assert found("mean", "mean", X, dim=1) == [(0, -1)]
+    assert found("zero", "sum", input=Y, ids=B) == [(0, -1)]
+
+
+@pytest.mark.parametrize(
+    "how, function, args, kwargs",
+    [
+        ("mean", "std", (X,), {}),
+        ("lowest", "mean", (X,), {}),
+        ("root", "matmul", (X, Y), {}),
+        ("zero", "add_", (X, 1), {}),
+        ("zero", "__iadd__", (X, 1), {}),
+        ("zero", "matmul", (X, Y), {"out": torch.zeros(2, 4)}),
+        ("zero", "sum", (INTEGERS,), {}),
+        ("zero", "sum", (torch.zeros(6),), {}),
+    ],
+)
+def test_nothing_is_hidden_where_that_would_be_wrong(how: str, function: str, args: Any, kwargs: Any) -> None:
+    """A function that is not known to do nothing else with it, one in place, indices, an argument without labels."""
+    assert found(how, function, *args, **kwargs) == []
+
+
+def test_ids_must_be_the_very_same() -> None:
+    assert found("zero", "sum", X, ids=A.flip(0)) == []
+    assert found("zero", "sum", X, ids=torch.full((6,), FIXED)) == []

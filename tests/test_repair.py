@@ -1,0 +1,138 @@
+"""What is done where the cut network does not follow: attributes, ties, and pins that name the line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from promises import check_cut, random_keep
+from specimen import Net
+from torch import Tensor, nn
+
+from hfp import trace
+from hfp.channels import ChannelTable
+from hfp.surgery import compact
+
+X = torch.randn(2, 5, 8, dtype=torch.float64)
+
+
+class Attention(nn.Module):
+    """3 heads of 4, in any of the ways in which a module may say so."""
+
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 36), nn.Linear(12, 8)
+        for name, value in sizes.items():
+            setattr(self, name, value)
+
+    def shape(self, batch: int, tokens: int) -> tuple[int, ...]:
+        return (batch, tokens, 3, self.heads, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(self.shape(batch, tokens)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1)).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class TwoNumbers(Attention):
+    def shape(self, batch: int, tokens: int) -> tuple[int, ...]:
+        return (batch, tokens, 3, self.heads, self.width)
+
+
+class InAList(Attention):
+    def shape(self, batch: int, tokens: int) -> tuple[int, ...]:
+        return (batch, tokens, 3, *self.sizes)
+
+
+class Literal(Attention):
+    def shape(self, batch: int, tokens: int) -> tuple[int, ...]:
+        return (batch, tokens, 3, 3, -1)
+
+
+def traced(attention: nn.Module) -> tuple[nn.Module, ChannelTable]:
+    torch.manual_seed(0)
+    model = nn.Sequential(attention, nn.Linear(8, 2)).double().eval()
+    return model, trace(model, X)
+
+
+def check(model: nn.Module, table: ChannelTable) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for density in (0.0, 0.4, 0.7):
+        check_cut(model, table, random_keep(table, density, generator), ((X,), {}), 1e-10)
+
+
+def widths(table: ChannelTable, name: str, dim: int) -> list[int]:
+    return sorted(group.width for group in table.groups if (name, dim) in group.members)
+
+
+@pytest.mark.parametrize(
+    "build, attributes",
+    [
+        (lambda: Attention(heads=3), {"heads"}),
+        (lambda: Attention(heads=3, other=3, more=4), {"heads"}),
+        (lambda: TwoNumbers(heads=3, width=4), {"heads", "width"}),
+        (lambda: InAList(sizes=[3, 4]), {"sizes.0", "sizes.1"}),
+        (lambda: InAList(sizes=(3, 4)), {"sizes.0", "sizes.1"}),
+    ],
+)
+def test_a_number_that_a_module_keeps_is_changed(build: Any, attributes: set[str]) -> None:
+    model, table = traced(build())
+    assert {name for _, name in table.attributes} >= attributes
+    assert {3, 4} <= set(widths(table, "0.qkv.weight", 0))
+    check(model, table)
+    least = torch.zeros(table.channels, dtype=torch.bool)
+    for group in table.groups:
+        least[group.channels[: group.least]] = True
+    small = compact(model, table, least)[0]
+    for name, dense in (("heads", 3), ("width", 4)):
+        assert not hasattr(small, name) or getattr(small, name) == 1
+        assert not hasattr(small, name) or getattr(model[0], name) == dense
+    if hasattr(small, "sizes"):
+        assert list(small.sizes) == [1, 1] and type(small.sizes) is type(model[0].sizes)
+        assert list(model[0].sizes) == [3, 4]
+
+
+def test_a_literal_stays_and_names_its_line() -> None:
+    """Heads are written into the code; their widths follow."""
+    model, table = traced(Literal())
+    assert 3 not in widths(table, "0.qkv.weight", 0) and 4 in widths(table, "0.qkv.weight", 0)
+    check(model, table)
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.b(net.a(x).reshape(-1, 6))
+
+    model = Net(run, a=nn.Linear(8, 6), b=nn.Linear(6, 2)).double().eval()
+    (pinned,) = [row for row in trace(model, X).pinned if row.tensor == "a.weight"]
+    assert pinned.place.line == f"test_repair.py:{run.__code__.co_firstlineno + 1}"
+    assert "does not follow" in pinned.reason and pinned.count == 6
+
+
+def test_a_reshape_to_the_width_of_the_input_ties_the_two() -> None:
+    """`c` is that of the input: heads times places must be as many as there are, so the inner width is the outer."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x)
+        batch, tokens, width = h.shape
+        return net.c(h + net.b(h).transpose(1, 2).reshape(batch, width, tokens).transpose(1, 2))
+
+    def mixed(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x)
+        return net.c(net.b(h).reshape(h.shape).relu())
+
+    for forward in (run, mixed):
+        model = Net(forward, a=nn.Linear(8, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 2)).double().eval()
+        table = trace(model, X)
+        (group,) = table.groups
+        assert {("a.weight", 0), ("b.weight", 0), ("b.weight", 1), ("c.weight", 1)} <= set(group.members)
+        check(model, table)
+
+
+def test_a_repair_that_does_not_help_is_taken_back() -> None:
+    """`other` is 6 too, but does not say the width; nor do the attributes of modules around."""
+    model = Net(lambda net, x: net.b(net.a(x).reshape(-1, 6)), a=nn.Linear(8, 6), b=nn.Linear(6, 2)).double().eval()
+    model.other = 6
+    table = trace(model, X)
+    assert not table.groups and not table.attributes
+    assert model.other == 6
