@@ -151,7 +151,7 @@ def _set_widths(module: nn.Module) -> None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, MultiheadAttention):
         module.embed_dim = module.out_proj.weight.shape[0]
-        module.head_dim = module.out_proj.weight.shape[1] // module.num_heads
+        module.head_dim = module.out_proj.weight.shape[1] // max(1, module.num_heads)
     elif isinstance(module, nn.GroupNorm) and weight is not None:
         module.num_channels = len(weight)
     elif isinstance(module, nn.PReLU) and weight is not None:

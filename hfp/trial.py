@@ -23,6 +23,7 @@ from hfp.functions import Functions
 from hfp.inputs import Arguments
 from hfp.labels import ANY, FIXED, Labels, Ledger, Place, prunable
 from hfp.position import Position, Site
+from hfp.rules.mixers import MIXERS
 from hfp.surgery import cut, live
 from hfp.tracing import Called, Run, play, shadows_of
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, source_line
@@ -30,6 +31,8 @@ from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, source_l
 _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
 """Whether a reshape copies depends on strides, and so on lengths of 1: never compared."""
 _COPIES = _IDLE | {"copy", "empty_like"}
+_ALWAYS = (SIZELESS - _COPIES) | set(MIXERS)
+"""Arithmetic, and what is counted."""
 _SAME_OPERATOR = {"_unsafe_view": "view", "_reshape_alias": "view"}
 
 
@@ -174,9 +177,11 @@ class _Trial:
             step.shapes, dense.shapes, step.labels, dense.labels, strict=True
         ):
             predicted = self.cutter.shape(dense_shape, dense_labels)
-            if not _fits(shape, predicted, dense_labels):
+            # What is multiplied is counted, so there every length has to be the predicted one.
+            counted = dense.operator in MIXERS
+            if not _fits(shape, predicted, () if counted else dense_labels):
                 how = f"gets the shape {tuple(shape)} from {step.operator}, where {tuple(predicted)} is left"
-                return how, self._extents(dense_shape, dense_labels, predicted, shape)
+                return how, self._extents(dense_shape, dense_labels, predicted, shape, counted)
             for axis, ids in enumerate(dense_labels):
                 if ids is not None and not _same(self.cutter.left(ids), labels[axis] if labels else None):
                     return f"gets other channels from {step.operator}", ()
@@ -185,7 +190,7 @@ class _Trial:
     def _around(self, site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
         """The function's output, or what should have come out."""
         called = self.calls.get(site)
-        before = len(self.found)
+        before, start = len(self.found), self.at
         try:
             out = call()
         except RuleError:
@@ -198,7 +203,7 @@ class _Trial:
                 self._misfit(self._expected(), f"fails ({first_line(error)})")
         if self.astray is not None and not self.lost:
             with self.watcher.paused():
-                self.lost = called is None or not self._as_left(out, called)
+                self.lost = called is None or not self._as_left(out, called, start)
                 extents: Sequence[Extent | None] = self.astray[1] or [None]
                 for extent in extents if self.lost else ():
                     self._misfit(self._expected(), self.astray[0], extent)
@@ -210,11 +215,12 @@ class _Trial:
         with self.watcher.paused():
             return self._instead(site, called, args, before)
 
-    def _as_left(self, out: Any, called: Called) -> bool:
+    def _as_left(self, out: Any, called: Called, start: int) -> bool:
         """Whether the function gave what should come out."""
+        counted = any(step.operator in MIXERS for step in self.dense[start : called.end])
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         return len(tensors) == len(called.outs) and all(
-            _fits(tensor.shape, self.cutter.shape(shape, labels), labels)
+            _fits(tensor.shape, self.cutter.shape(shape, labels), () if counted else labels)
             and all(
                 ids is None or _same(self.cutter.left(ids), own)
                 for ids, own in zip(labels, self.watcher.labels(tensor) or (None,) * len(labels), strict=True)
@@ -255,7 +261,12 @@ class _Trial:
         return tree_unflatten([next(tensors) if leaf is None else leaf for leaf in called.leaves], called.spec)
 
     def _extents(
-        self, dense: Sequence[int], labels: Labels, predicted: Sequence[int], found: Sequence[int]
+        self,
+        dense: Sequence[int],
+        labels: Labels,
+        predicted: Sequence[int],
+        found: Sequence[int],
+        counted: bool = False,
     ) -> list[Extent]:
         """The labelled lengths that are not the predicted ones; -1 stands for whatever is left."""
         if not (len(dense) == len(labels) == len(predicted) == len(found)):
@@ -263,7 +274,7 @@ class _Trial:
         extents = [
             Extent(axis, ids, length, want, got, self._followed(ids, got) if got != length else ())
             for axis, (ids, length, want, got) in enumerate(zip(labels, dense, predicted, found, strict=True))
-            if ids is not None and got not in (want, -1) and not bool((ids == ANY).all())
+            if ids is not None and got not in (want, -1) and (counted or not bool((ids == ANY).all()))
         ]
         return [extent for extent in extents if extent.found == extent.dense] or extents  # the others may follow these
 
@@ -405,7 +416,7 @@ def _operator(step: Step) -> str:
 def _matters(step: Step, labels: Iterable[Tensor]) -> bool:
     """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
     name = step.operator.rstrip("_")
-    return name not in _IDLE and (name in SIZELESS - _COPIES or any(prunable(ids) for ids in labels))
+    return name not in _IDLE and (name in _ALWAYS or any(prunable(ids) for ids in labels))
 
 
 def _fits(shape: Sequence[int], predicted: Sequence[int], labels: Labels) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from hfp.labels import Labels, Ledger, Term
+from hfp.labels import Labels, Ledger, Term, prunable
 from hfp.rules.call import Call, Rule
 
 
@@ -183,8 +183,10 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
                     ledger.tie(ids, own, call.place)
                 elif ids is not None and bias.shape[axis] > 1:
                     ledger.pin(ids, "has a bias without labels", call.place)
-    inner = (a, -1) if right is None or call.name_of(a) is not None else (b, -2)  # the labels of the weight are sure
-    _count(ledger, call, 1, [*([(a, 0)] if a.dim() == 3 else []), (a, -2), inner, (b, -1)])
+    # The labels of channels, where the other operand is alike all along (zeros, the first hidden state of an LSTM).
+    inner = (b, -2) if left is None or not prunable(left) else (a, -1)
+    stacked = [(b if batch is not None and batch is not call.ids(a, 0) else a, 0)] if a.dim() == 3 else []
+    _count(ledger, call, 1, [*stacked, (a, -2), inner, (b, -1)])
     return labels
 
 
@@ -193,7 +195,7 @@ def _batch(ledger: Ledger, call: Call, a: Tensor, b: Tensor) -> Tensor | None:
     ids = [call.ids(tensor, 0) for tensor in (a, b)]
     if ids[0] is not None and ids[1] is not None:
         ledger.tie(ids[0], ids[1], call.place)
-        return ids[0]
+        return ids[1] if not prunable(ids[0]) else ids[0]
     for own in ids:
         if own is not None:
             ledger.pin(own, "is combined with a tensor of its own, fixed size", call.place)
