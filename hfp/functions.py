@@ -51,6 +51,8 @@ class Functions(TorchFunctionMode):
         if site.function == "einsum":  # which multiplies element by element where it has nothing to sum
             for tensor in tree_leaves(args):
                 ledger.wide += [ids for ids in self.watcher.labels(tensor) if ids is not None]
+        # The statistics of a single channel say nothing: its distance from the mean is rounding, blown up by a norm.
+        ledger.wide += [ask.ids for ask in asks if ask.how == "mean"]
         with self.watcher.paused():
             for ask in asks:
                 if func in _SCALED and ask.how == "zero" and kwargs.get("scale") is None:
