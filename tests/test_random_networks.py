@@ -12,7 +12,7 @@ from random_networks import channels_made
 
 from hfp import trace
 
-SEEDS = 100
+SEEDS = 200
 MOST_PINNED = 0.1
 """The share of channels that may be pinned, over all networks."""
 
