@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hfp.labels import Labels, Ledger, anything
@@ -28,10 +27,7 @@ def _along(ledger: Ledger, call: Call, operands: list[tuple[Tensor, Labels]], ax
         return None
     merged: Tensor | None = None
     for ids in labelled:
-        if merged is not None:
-            ledger.tie(merged, ids, call.place)
-            ids = torch.where(merged >= 0, merged, torch.maximum(merged, ids))
-        merged = ids
+        merged = ids if merged is None else ledger.meet(merged, ids, call.place)
     return merged
 
 
