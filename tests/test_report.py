@@ -144,8 +144,10 @@ def test_the_channel_table_in_words() -> None:
     assert text == str(trace(Blend(), torch.zeros(1, 3, 4, 4)))
     assert text.startswith("8 channels in 1 groups can be pruned")
     groups, pinned = text.split("Stays whole")
+    groups, reach = groups.split("Within reach")
     assert columns(groups) == [["0", "8", "stem, body", "body, head", "100.0 %", "100.0 %"]]
-    assert "12,752 MACs and 872 parameters in all" in groups
+    # One channel: 16 positions x 9 x (3 + 1) + 10, and 9 x (3 + 1) + 10.
+    assert columns(reach) == [["MACs", "586", "12,752", "4.6 %"], ["parameters", "46", "872", "5.3 %"]]
     assert columns(pinned) == [["head", "10", "is an output of the network", "output"]]
     assert all(line == line.rstrip() for line in text.splitlines())
 
@@ -168,8 +170,10 @@ def test_groups_that_share_their_layers_can_be_told_apart() -> None:
 
 def test_a_network_without_groups() -> None:
     text = table_text(trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)))
-    assert text.startswith("0 channels in 0 groups can be pruned\n3,888 MACs")
-    assert columns(text) == [["weight", "4", "is an output of the network", "output"]]
+    assert text.startswith("0 channels in 0 groups can be pruned\n")
+    reach, pinned = text.split("Stays whole")
+    assert columns(reach) == [["MACs", "3,888", "3,888", "100.0 %"], ["parameters", "112", "112", "100.0 %"]]
+    assert columns(pinned) == [["weight", "4", "is an output of the network", "output"]]
 
 
 class Bessel(nn.Conv2d):
