@@ -21,6 +21,7 @@ from hfp.trial import random_part
 from hfp.watcher import first_line
 
 DOUBLE = 1e-6  # the tolerance where float64 decides: some networks compute a part in float32, whatever their weights
+NOTHING = 1e-3  # a parameter whose largest value is below this adds nothing that a check would see
 SHOWN = 5  # groups in an error; `Disagreement.groups` has all
 
 
@@ -182,3 +183,47 @@ class Proof:
         """A module that makes the channels of a group: to ignore it leaves them whole."""
         made = [tensor for tensor, dim in self.table.groups[number].members if (tensor, dim) not in self.table.readers]
         return next((owner for tensor in made if (owner := tensor.rpartition(".")[0])), "*")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights to check with
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Make a network like one after a training, as far as a check needs: no parameter is constant, or next to nothing.
+
+    With the values that layers start from, a wrong cut can go unseen: the shift of a norm is 0, so a channel that is
+    gone leaves nothing behind; a branch behind a LayerScale of 1e-6, or a last layer of zeros, adds nothing.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            _randomise_norm(module)
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and parameter.numel():
+                _randomise_weak(parameter)
+    return model
+
+
+def _randomise_norm(module: nn.Module) -> None:
+    """Statistics of batch norms, frozen ones as well, and the shifts of all norms."""
+    state = {name: getattr(module, name, None) for name in ("running_mean", "running_var", "bias")}
+    if isinstance(state["running_mean"], Tensor) and isinstance(state["running_var"], Tensor):
+        nn.init.normal_(state["running_mean"], std=0.1)
+        nn.init.uniform_(state["running_var"], 0.5, 1.5)
+    if "norm" in type(module).__name__.lower() and isinstance(state["bias"], Tensor):
+        nn.init.normal_(state["bias"])
+
+
+def _randomise_weak(parameter: Tensor) -> None:
+    low, high = parameter.min().item(), parameter.max().item()
+    largest = max(abs(low), abs(high))
+    if low == high == 0 and parameter.dim() < 2:  # a bias, the strength of a branch
+        nn.init.normal_(parameter, std=0.3)
+    elif low == high and largest > NOTHING:  # the scale of a norm
+        parameter.mul_(torch.empty_like(parameter).uniform_(0.5, 1.5))
+    elif low == high and largest > 0:  # LayerScale
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    elif parameter.dim() > 1:  # a weight, a table of positions
+        usual = parameter[0].numel() ** -0.5
+        if largest < NOTHING or parameter.std() < 0.3 * usual:
+            nn.init.normal_(parameter, std=max(usual, 0.02))
