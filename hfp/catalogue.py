@@ -91,7 +91,7 @@ def _with_inputs(name: str, model: nn.Module, given: Sequence[Tensor]) -> Networ
 
 DEFAULT_SHAPES: dict[str, list[Shape]] = {
     "segmentation": [(1, 3, 520, 520)],
-    "detection": [(1, 3, 320, 320)],
+    "detection": [(1, 3, 160, 160)],
     "optical_flow": [(1, 3, 256, 256)] * 2,
 }
 """Of the networks in these modules; others take what their published weights were made for."""
