@@ -75,10 +75,10 @@ def inspect(name: str, inputs: Sequence[tuple[catalogue.Shape, torch.dtype]], ch
         except Disagreement as found:
             data["verified"] = {"holds": False, "groups": list(found.groups), "message": str(found)}
             return Report(data, table, f"verify: {found}", False)
-        data["verified"] = {"holds": True, "cuts": CUTS if table.groups else 0, "difference": error}
-        return Report(
-            data, table, f"verify: gated and compact outputs differ by {error:.1e} at most, {CUTS} cuts", True
-        )
+        cuts = CUTS if table.groups else 0
+        data["verified"] = {"holds": True, "cuts": cuts, "difference": error}
+        words = f"gated and compact outputs differ by {error:.1e} at most, in {cuts} cuts" if cuts else "nothing to cut"
+        return Report(data, table, f"verify: {words}", True)
 
 
 def shapes_of(inputs: dict[str, Any]) -> str:
