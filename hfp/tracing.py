@@ -236,11 +236,8 @@ def _explained(subject: Subject, error: Exception) -> ValueError:
             f"the forward of {name} looks at the values of tensors ({first_line(error)}), which a run on shapes lacks; "
             "move the decision out of the part of the model that is to be pruned"
         )
-    args, kwargs = subject.inputs
-    given = ", ".join(
-        [str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in args]
-        + [f"{name}={tuple(x.shape) if isinstance(x, Tensor) else x!r}" for name, x in kwargs.items()]
-    )
+    args, kwargs = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, subject.inputs)
+    given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
     return ValueError(
         f"{name} does not run on the example inputs, which are {given}: {first_line(error)}. "
         "Pass inputs that model(...) itself accepts."
