@@ -46,17 +46,31 @@ Rule = Callable[[Ledger, Call], Labels | list[Labels]]
 """Gives the labels of the output (`()`: none at all); operators that split a tensor give a list, one entry per part."""
 
 
+def base_name(operator: str) -> str:
+    """`relu` for `relu_`: the name of the operator that an in-place one is a variant of."""
+    return operator if operator.endswith("__") else operator.removesuffix("_")
+
+
 def labelled(labels: Labels) -> list[tuple[int, Tensor]]:
     """(axis, ids) of every axis that has labels."""
     return [(axis, ids) for axis, ids in enumerate(labels) if ids is not None]
 
 
-def unknown(ledger: Ledger, call: Call) -> Labels:
-    """An operator without a rule: everything that it touches stays whole."""
+def stays_whole(
+    ledger: Ledger, call: Call, reason: str = "is touched by an operator in a way that has no rule"
+) -> Labels:
+    """Everything that the operator touches stays whole."""
     for tensor in call.tensors():
         for ids in call.labels(tensor):
             if ids is not None:
-                ledger.pin(ids, "is touched by an operator without a rule", call.place)
+                ledger.pin(ids, reason, call.place)
                 if call.name_of(tensor) is not None and tensor.dim() > 1:
                     ledger.produced.append(ids)  # a weight: so that the report names its layer
     return ()
+
+
+def unknown(ledger: Ledger, call: Call) -> Labels:
+    """An operator without a rule."""
+    name = base_name(call.place.operator)
+    name = name if "::" in name else f"aten::{name}"
+    return stays_whole(ledger, call, f'is touched by an operator without a rule (@hfp.rule("{name}") gives it one)')
