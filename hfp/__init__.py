@@ -2,8 +2,9 @@
 
 from hfp.channels import ChannelTable
 from hfp.checkpoint import load, save
+from hfp.rules.own import OwnCall, rule
 from hfp.trace import trace
 from hfp.wrap import GatedModel, wrap
 
-__all__ = ["ChannelTable", "GatedModel", "load", "save", "trace", "wrap"]
+__all__ = ["ChannelTable", "GatedModel", "OwnCall", "load", "rule", "save", "trace", "wrap"]
 __version__ = "0.1.0"

@@ -178,7 +178,7 @@ class _Trial:
         ):
             predicted = self.cutter.shape(dense_shape, dense_labels)
             # What is multiplied is counted, so there every length has to be the predicted one.
-            counted = dense.operator in MIXERS
+            counted = dense.operator in MIXERS or dense.own
             if not _fits(shape, predicted, () if counted else dense_labels):
                 how = f"gets the shape {tuple(shape)} from {step.operator}, where {tuple(predicted)} is left"
                 return how, self._extents(dense_shape, dense_labels, predicted, shape, counted)
@@ -217,7 +217,7 @@ class _Trial:
 
     def _as_left(self, out: Any, called: Called, start: int) -> bool:
         """Whether the function gave what should come out."""
-        counted = any(step.operator in MIXERS for step in self.dense[start : called.end])
+        counted = any(step.operator in MIXERS or step.own for step in self.dense[start : called.end])
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         return len(tensors) == len(called.outs) and all(
             _fits(tensor.shape, self.cutter.shape(shape, labels), () if counted else labels)
@@ -416,7 +416,7 @@ def _operator(step: Step) -> str:
 def _matters(step: Step, labels: Iterable[Tensor]) -> bool:
     """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
     name = step.operator.rstrip("_")
-    return name not in _IDLE and (name in _ALWAYS or any(prunable(ids) for ids in labels))
+    return name not in _IDLE and (step.own or name in _ALWAYS or any(prunable(ids) for ids in labels))
 
 
 def _fits(shape: Sequence[int], predicted: Sequence[int], labels: Labels) -> bool:

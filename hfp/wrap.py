@@ -13,6 +13,7 @@ from hfp import gates, inputs, methods, ptflops_check, surgery
 from hfp.budget import Budget, Target, absolute
 from hfp.channels import ChannelTable
 from hfp.cost import Cost
+from hfp.rules.own import OWN
 from hfp.threshold import smallest, threshold
 from hfp.trace import Ignored, ignored_modules, trace
 from hfp.trial import random_part
@@ -179,8 +180,14 @@ class GatedModel(nn.Module):
             for module, training in modes.items():
                 module.training = training
         if error > surgery.TOLERANCE.get(dtype, 1e-4):
+            own = ", ".join(name if isinstance(name, str) else name.__name__ for name in OWN)
+            whose = (
+                f"a bug of hfp, or of a rule of yours ({own}), which is to be looked at first"
+                if own
+                else "a bug of hfp"
+            )
             raise RuntimeError(
-                f"the compact network differs from the gated one by {error:.1e} of its largest output, a bug of hfp; "
+                f"the compact network differs from the gated one by {error:.1e} of its largest output, {whose}; "
                 "please report it with the model's code. hfp.wrap(..., ignore=[...]) can leave layers whole"
             )
 
