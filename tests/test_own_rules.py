@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 import hfp
 from hfp.labels import Labels
-from hfp.rules.own import OWN
 
 Build = Callable[[], nn.Module]
 
@@ -189,15 +188,6 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=to
 every = pytest.mark.parametrize("name", NETWORKS)
 
 
-@pytest.fixture(autouse=True)
-def no_rules_are_left() -> Iterator[None]:
-    before = dict(OWN)
-    OWN.clear()
-    yield
-    OWN.clear()
-    OWN.update(before)
-
-
 def built(name: str, rules: bool = True) -> nn.Module:
     build, own, _ = NETWORKS[name]
     for target, function in own.items() if rules else ():
@@ -330,12 +320,15 @@ def test_a_module_in_a_module_with_a_rule_is_part_of_it() -> None:
     def twice(call: hfp.OwnCall) -> Labels:
         module: Any = call.module
         call.tie((call.args[0], 1), (module.first.factor, 0), (module.second.factor, 0))
+        call.attribute("first.width", (call.args[0], 1))
+        call.attribute("second.width", (call.args[0], 1))
         return call.labels(call.args[0])
 
     hfp.rule(NumpyLeaky)(leaky_rule)
     model = Net(lambda net, x: net.b(net.mid(net.a(x))["out"]), a=conv(3, 6), mid=Twice(), b=conv(6, 4)).double().eval()
     table = hfp.trace(model, X)
-    assert not table.groups or widths(table)["mid.second.factor/0"] == 6
+    assert widths(table)["mid.second.factor/0"] == 6
+    check_cut(model, table, torch.arange(6) < 2, ((X,), {}), 1e-10)
 
 
 @pytest.mark.parametrize(

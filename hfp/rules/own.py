@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -107,14 +108,20 @@ class OwnCall(Call):
         count_macs(self.ledger, self, times, [self._checked(axis) for axis in axes])
 
     def attribute(self, name: str, axis: Axis) -> None:
-        """The integer `module.name` says how long this axis is, and has to follow."""
-        if type(getattr(self.module, name, None)) is not int:
+        """The integer attribute `name` of the module ("width", or "inner.width") says how long this axis is."""
+        owner, _, attribute = name.rpartition(".")
+        try:
+            value = attrgetter(name)(self.module)
+        except AttributeError:
+            value = None
+        if type(value) is not int:
             raise OwnRuleError(
                 f"{self._rule} says that {type(self.module).__name__}.{name} is a length: it is no integer"
             )
         ids = self._spoken(axis)
         if ids is not None:
-            self.ledger.attributes[self.place.module, name] = ids
+            path = f"{self.place.module}.{owner}" if owner and self.place.module else owner or self.place.module
+            self.ledger.attributes[path, attribute] = ids
 
     def pin(self, axis: Axis, reason: str) -> None:
         """The channels along an axis stay whole, for this reason: "is sorted along the channels"."""
