@@ -235,7 +235,7 @@ def _explained(model: nn.Module, inputs: Arguments, error: Exception) -> ValueEr
             f"{name} calls an operator that cannot run on shapes alone ({first_line(error)}); prune the network "
             "before it is quantized or converted"
         )
-    if isinstance(error, NotImplementedError) or re.search("meta (tensor|device)", str(error).lower()):
+    if isinstance(error, NotImplementedError) or re.search("meta (tensor|device)|no fake impl", str(error).lower()):
         return NeedsValues(
             f"the forward of {name} looks at the values of tensors ({first_line(error)}), which a run on shapes lacks; "
             "move the decision out of the part of the model that is to be pruned"

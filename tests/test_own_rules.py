@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 import hfp
 from hfp.labels import Labels
+from hfp.rules.own import OWN
 
 Build = Callable[[], nn.Module]
 
@@ -52,7 +53,22 @@ linear = operator(
     lambda x, weight, bias: x @ weight.t() + bias,
     lambda g, x, weight, bias: (g @ weight, g.flatten(0, -2).t() @ x.flatten(0, -2), g.flatten(0, -2).sum(0)),
 )
+times = operator("times", "(Tensor x, float k) -> Tensor", lambda x, k: x * k, lambda g, x: g)
 flipped = operator("flipped", "(Tensor x) -> Tensor", lambda x: x.flip(1), lambda g, x: g.flip(1))
+
+
+@torch.library.custom_op("own_rules::moments", mutates_args=(), schema="(Tensor x) -> (Tensor, Tensor)")
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x squared, and its mean over space; without a fake, so that it runs on numbers only."""
+    return x.square(), x.square().mean((2, 3))
+
+
+@torch.library.custom_op("own_rules::double_", mutates_args=("x",), schema="(Tensor(a!) x) -> ()")
+def double_(x: Tensor) -> None:
+    x.mul_(2)
+
+
+double_.register_fake(lambda x: None)
 
 
 @register_flop_formula(torch.ops.own_rules.linear)
@@ -130,6 +146,11 @@ def numbers_rule(call: hfp.OwnCall) -> Labels:
 
 
 # ----------------------------------------------------------------------------------------------------- networks
+
+
+def between(run: Callable[[Tensor], Tensor]) -> nn.Module:
+    """conv, `run`, conv."""
+    return Net(lambda net, x: net.b(run(net.a(x))), a=conv(3, 6), b=conv(6, 4)).double().eval()
 
 
 def scaled() -> Net:
@@ -263,7 +284,7 @@ def test_a_life(name: str, tmp_path: Path) -> None:
 def test_an_operator_of_the_same_name_as_one_of_pytorch_is_another_one() -> None:
     """`own_rules::add` must not be taken for `aten::add`."""
     add = operator("add", "(Tensor x) -> Tensor", lambda x: x.flip(1), lambda g, x: g.flip(1))
-    table = hfp.trace(Net(lambda net, x: net.b(add(net.a(x))), a=conv(3, 6), b=conv(6, 4)).double(), X)
+    table = hfp.trace(between(add), X)
     assert [row.reason for row in table.pinned if row.tensor == "a.weight"] == [
         'is touched by an operator without a rule (@hfp.rule("own_rules::add") gives it one)'
     ]
@@ -281,16 +302,79 @@ def test_what_a_rule_leaves_unsaid_stays_whole() -> None:
 @pytest.mark.parametrize("labels", [lambda call: call.output({}), lambda call: call.output({2: None})])
 def test_a_rule_that_drops_channels_pins_them(labels: Callable[[hfp.OwnCall], Labels]) -> None:
     hfp.rule("own_rules::flipped")(labels)
-    table = hfp.trace(Net(lambda net, x: net.b(flipped(net.a(x))), a=conv(3, 6), b=conv(6, 4)).double(), X)
+    table = hfp.trace(between(flipped), X)
     assert not table.groups
     assert "unsaid" in next(row.reason for row in table.pinned if row.tensor == "a.weight")
 
 
 def test_a_rule_that_is_wrong_about_values_is_found_out_by_comparing() -> None:
     hfp.rule("own_rules::flipped")(lambda call: call.elementwise())
-    model = Net(lambda net, x: net.b(flipped(net.a(x))), a=conv(3, 6), b=conv(6, 4)).double()
     with pytest.raises(RuntimeError, match="own_rules::flipped"):
-        hfp.wrap(model, X, target_macs=0.5)
+        hfp.wrap(between(flipped), X, target_macs=0.5)
+
+
+def test_numbers_that_depend_on_channels_are_found_out() -> None:
+    hfp.rule("own_rules::times")(lambda call: call.elementwise())
+    assert hfp.trace(between(lambda h: times(h, 0.5)), X).groups
+    table = hfp.trace(between(lambda h: times(h, 1 / h.shape[1])), X)
+    assert "gives own_rules::times other numbers" in next(r.reason for r in table.pinned if r.tensor == "a.weight")
+
+
+def test_several_outputs_of_an_operator_that_runs_on_numbers_only() -> None:
+    @hfp.rule("own_rules::moments")
+    def rule(call: hfp.OwnCall) -> list[Labels]:
+        (x,) = call.args
+        return [call.labels(x), call.output({1: call.ids(x, 1)}, like=call.out[1])]
+
+    def normed(h: Tensor) -> Tensor:
+        squares, means = moments(h)
+        return squares / means[:, :, None, None]
+
+    model = between(normed)
+    check_cut(model, hfp.trace(model, X), torch.arange(6) < 2, ((X,), {}), 1e-10)
+
+
+def test_an_operator_of_pytorch_that_has_no_rule_can_be_given_one() -> None:
+    hfp.rule("aten::special_bessel_j0")(lambda call: call.elementwise())
+    model = between(torch.special.bessel_j0)
+    check_cut(model, hfp.trace(model, X), torch.arange(6) < 2, ((X,), {}), 1e-10)
+
+
+@pytest.mark.parametrize("rule", [True, False])
+def test_what_an_operator_writes_to_stays_whole(rule: bool) -> None:
+    def doubled(h: Tensor) -> Tensor:
+        double_(h)
+        return h
+
+    if rule:
+        hfp.rule("own_rules::double_")(lambda call: call.elementwise())
+    table = hfp.trace(between(doubled), X)
+    assert not table.groups and ("writes to" if rule else "is written to") in table.pinned[0].reason
+
+
+def test_a_module_that_looks_at_values() -> None:
+    class Either(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if bool(x.isfinite().all()) else x.relu()
+
+    hfp.rule(Either)(lambda call: call.elementwise())
+    either = Either()
+    model = Net(lambda net, x: net.b(net.mid(net.a(x))), a=conv(3, 6), mid=either, b=conv(6, 4)).double().eval()
+    check_cut(model, hfp.trace(model, X), torch.arange(6) < 2, ((X,), {}), 1e-10)
+
+
+def test_an_own_operator_can_be_exported() -> None:
+    small = hfp.wrap(built("mixing operator"), X, target_macs=0.5).compact().eval()
+    exported = torch.export.export(small, (X,)).module()
+    with torch.no_grad():
+        assert torch.equal(exported(X), small(X))
+
+
+def test_a_file_is_loaded_with_the_same_rules(tmp_path: Path) -> None:
+    hfp.save(hfp.wrap(built("mixing operator"), X, target_macs=0.5).compact(), tmp_path / "small.safetensors")
+    OWN.clear()
+    with pytest.raises(ValueError, match="hfp.rule"):
+        hfp.load(tmp_path / "small.safetensors", mixed().double())
 
 
 def test_a_rule_for_a_subclass_with_the_same_forward() -> None:

@@ -71,6 +71,8 @@ def stays_whole(
 
 def unknown(ledger: Ledger, call: Call) -> Labels:
     """An operator without a rule."""
+    if call.func._schema.is_mutable:  # type: ignore[attr-defined]
+        return stays_whole(ledger, call, "is written to by an operator without a rule")
     name = base_name(call.place.operator)
     name = name if "::" in name else f"aten::{name}"
     return stays_whole(ledger, call, f'is touched by an operator without a rule (@hfp.rule("{name}") gives it one)')
