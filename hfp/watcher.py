@@ -23,7 +23,7 @@ from hfp.rules import RULES, Call, unknown
 from hfp.rules.call import base_name, stays_whole
 from hfp.rules.movers import MOVERS
 from hfp.rules.norms import NORMS
-from hfp.rules.own import OWN, OwnRuleError, outputs, rule_of
+from hfp.rules.own import OWN, OwnRuleError, every_tensor, rule_of
 from hfp.rules.pointwise import FACTORIES, POINTWISE, UNIFORM
 from hfp.rules.reducers import REDUCERS
 
@@ -129,12 +129,12 @@ class Watcher(TorchDispatchMode):
         before = tuple(ids for tensor in tensors for ids in self.labels(tensor) if ids is not None)
         place = Place(name, self.position.path, "")
         own = isinstance(func, nn.Module) or base_name(name) in OWN
-        if counted or before or place.operator in _LABELLING:
+        if counted or before or own or place.operator in _LABELLING:
             place = self._apply(func, args, kwargs, out, place, counted)
         for tensor in (x for x in tree_leaves(out) if isinstance(x, Tensor)):
             self._labels.setdefault(id(tensor), (tensor, ()))
             self._by_storage.setdefault(storage(tensor), tensor)
-        outs = outputs(out) if own else labelled(out)
+        outs = every_tensor(out) if own else labelled(out)
         after = tuple(self.labels(tensor) for tensor in outs)
         touched = before + tuple(ids for labels in after for ids in labels if ids is not None)
         scalars = tuple(map(self._value, leaves)) if own or name.rstrip("_") in SIZELESS else ()
@@ -147,7 +147,8 @@ class Watcher(TorchDispatchMode):
         rule = own or RULES.get(name, unknown)
         if name != place.operator and name in set(MOVERS) - _IN_PLACE_MOVERS:
             rule = stays_whole
-        call = Call(func, args, kwargs, out, self.labels, self.name_of, place, self.position.module)
+        module = func if isinstance(func, nn.Module) else self.position.module
+        call = Call(func, args, kwargs, out, self.labels, self.name_of, place, module)
         macs, pins = len(self.ledger.macs), len(self.ledger.pins)
         try:
             labels = rule(self.ledger, call)
@@ -161,7 +162,7 @@ class Watcher(TorchDispatchMode):
         if counted and len(self.ledger.macs) == macs:  # a matrix product without a rule: a constant
             flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
             self.ledger.macs.append(Term(flops // 2, (), place.module))
-        parts = outputs(out) if own else labelled(out)
+        parts = every_tensor(out) if own else labelled(out)
         every = labels if isinstance(labels, list) else [labels] * len(parts)
         for part, axes in zip(parts, every, strict=True):
             assert not axes or len(axes) == part.dim(), f"{place} gives {len(axes)} labels to {part.dim()} axes"

@@ -377,6 +377,27 @@ def test_a_file_is_loaded_with_the_same_rules(tmp_path: Path) -> None:
         hfp.load(tmp_path / "small.safetensors", mixed().double())
 
 
+def test_a_module_that_reads_the_input_of_the_network() -> None:
+    hfp.rule(Numbers)(numbers_rule)
+    model = nn.Sequential(Numbers(6, 5), nn.ReLU(), nn.Linear(5, 4)).double().eval()
+    table = hfp.trace(model, X[:, 0, 0, :6])
+    assert widths(table) == {"0.weight/0": 5, "0.bias/0": 5, "2.weight/1": 5}
+    assert predicted(table, torch.arange(5) < 2) == (2 * 6 * 2 + 2 * 2 * 4, 6 * 2 + 2 + 2 * 4 + 4)
+
+
+def test_nested_arguments() -> None:
+    class Sum(nn.Module):
+        def forward(self, parts: dict[str, list[Tensor]]) -> Tensor:
+            return torch.from_numpy(sum(part.detach().numpy() for part in parts["all"]))
+
+    hfp.rule(Sum)(lambda call: call.elementwise())
+    run = lambda net, x: net.c(net.mid({"all": [net.a(x), net.b(x)]}))  # noqa: E731
+    model = Net(run, a=conv(3, 6), b=conv(3, 6), mid=Sum(), c=conv(6, 4)).double().eval()
+    table = hfp.trace(model, X)
+    assert {"a.weight/0": 6, "b.weight/0": 6}.items() <= widths(table).items()
+    check_cut(model, table, torch.arange(6) < 2, ((X,), {}), 1e-10)
+
+
 def test_a_rule_for_a_subclass_with_the_same_forward() -> None:
     class Sub(NumpyLeaky):
         pass

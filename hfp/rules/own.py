@@ -46,14 +46,18 @@ class OwnCall(Call):
     said: list[Tensor] = field(default_factory=list, kw_only=True)
     """The ids that the rule has spoken of."""
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments, nested ones too."""
+        return every_tensor((self.args, self.kwargs))
+
     def elementwise(self, *tensors: Tensor) -> Labels:
         """Every number is made of those at the same place of `tensors` (by default all arguments), broadcast as usual.
 
         Their channels are tied, index by index, and are those of the output.
         """
-        args, kwargs = (tensors, {}) if tensors else (self.args, self.kwargs)
-        call = Call(self.func, args, kwargs, self.out, self.labels, self.name_of, self.place, self.module)
-        self.said.extend(ids for tensor in call.tensors() for ids in self.labels(tensor) if ids is not None)
+        operands = tensors or tuple(self.tensors())
+        self.said.extend(ids for tensor in operands for ids in self.labels(tensor) if ids is not None)
+        call = Call(self.func, operands, {}, self.out, self.labels, self.name_of, self.place, self.module)
         return pointwise(self.ledger, call)
 
     def output(self, axes: Mapping[int, Tensor | None], like: Tensor | None = None) -> Labels:
@@ -247,9 +251,9 @@ class Whole:
         return handle_torch_function(self, (), *args, **kwargs)
 
 
-def outputs(out: Any) -> list[Tensor]:
-    """The tensors that an operator or module of the user's returns."""
-    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+def every_tensor(value: Any) -> list[Tensor]:
+    """The tensors in what an operator or module of the user's is given, or returns."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _watched(function: OwnRule) -> Rule:
@@ -258,7 +262,7 @@ def _watched(function: OwnRule) -> Rule:
     def own(ledger: Ledger, call: Call) -> list[Labels]:
         if not isinstance(call.func, nn.Module) and call.func._schema.is_mutable:  # type: ignore[attr-defined]
             stays_whole(ledger, call, "meets an operator that writes to its arguments, which a rule cannot describe")
-            return [()] * len(outputs(call.out))
+            return [()] * len(every_tensor(call.out))
         rest = call.out, call.labels, call.name_of, call.place, call.module
         asked = OwnCall(call.func, call.args, call.kwargs, *rest, ledger=ledger)
         try:
@@ -276,7 +280,7 @@ def _watched(function: OwnRule) -> Rule:
 
 def _fitting(call: OwnCall, labels: Any) -> list[Labels]:
     """The labels of each output, as the rule says; ValueError if they do not fit its shape."""
-    rule, outs = f"the rule for {call.place.operator}", outputs(call.out)
+    rule, outs = f"the rule for {call.place.operator}", every_tensor(call.out)
     if any(not isinstance(leaf, (Tensor, bool, int, float, str, type(None))) for leaf in tree_leaves(call.out)):
         raise OwnRuleError(f"{call.place.operator} has a rule, so it must return tensors in tuples, lists or dicts")
     every = labels if isinstance(labels, list) else [labels]
