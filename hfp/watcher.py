@@ -102,6 +102,12 @@ class Watcher(TorchDispatchMode):
         """Say what the labels of a tensor are that no operator made."""
         self._labels[id(tensor)] = (tensor, labels if any(ids is not None for ids in labels) else ())
 
+    def pin(self, tensor: Tensor | None, reason: str, operator: str) -> None:
+        """The channels of a tensor stay whole for what is done to it here, which is no operator."""
+        for ids in self.labels(tensor):
+            if ids is not None:
+                self.ledger.pin(ids, reason, Place(operator, self.position.path, source_line()))
+
     def name_of(self, tensor: Any) -> str | None:
         return self._names.get(id(tensor), (None, None))[1]
 
@@ -175,12 +181,6 @@ class Watcher(TorchDispatchMode):
         self.pin(known, "is used through a tensor that no operator made", "a new tensor")
         self._labels[id(tensor)] = (tensor, ())
 
-    def pin(self, tensor: Tensor | None, reason: str, operator: str) -> None:
-        """The channels of a tensor stay whole for what is done to it here, which is no operator."""
-        for ids in self.labels(tensor):
-            if ids is not None:
-                self.ledger.pin(ids, reason, Place(operator, self.position.path, source_line()))
-
     def to_meta(self, arguments: Any) -> Any:
         """Arguments of one function on one device: the meta device, if one of them is there."""
         tensors = [x for x in tree_leaves(arguments) if isinstance(x, Tensor)]
@@ -212,13 +212,6 @@ class Watcher(TorchDispatchMode):
                 self._names[id(out)] = (out, name)
 
 
-@cache
-def operator_name(func: Any) -> str:
-    """`relu` for those of PyTorch itself, `namespace::name` for others, which may mean something else by it."""
-    name: str = func.overloadpacket.__name__
-    return name if func.namespace == "aten" else f"{func.namespace}::{name}"
-
-
 def _execute(func: Any, args: Any, kwargs: Any) -> Any:
     """Call `func`, but not for batch norm on shapes, which PyTorch does in Python: half of the time of a run."""
     if func.overloadpacket is torch.ops.aten.native_batch_norm and args[0].is_meta:
@@ -233,6 +226,13 @@ def labelled(out: Any) -> list[Tensor]:
         return out
     outs = [x for x in (out if isinstance(out, tuple) else [out]) if isinstance(x, Tensor)]
     return [x for x in outs if x.shape == outs[0].shape]
+
+
+@cache
+def operator_name(func: Any) -> str:
+    """`relu` for those of PyTorch itself, `namespace::name` for others, which may mean something else by it."""
+    name: str = func.overloadpacket.__name__
+    return name if func.namespace == "aten" else f"{func.namespace}::{name}"
 
 
 def storage(tensor: Tensor) -> int:
