@@ -466,6 +466,10 @@ WRONG: dict[str, tuple[Callable[[hfp.OwnCall], Any], str]] = {
         lambda call: call.output({0: call.ids(call.args[0], 1)}),
         r"\(6, None, None, None\) to an output of shape \(2, 6, 8, 8\)",
     ),
+    "one channel of six": (
+        lambda call: call.output({1: call.ids(call.args[0], 1)[:1]}),
+        r"\(None, 1, None, None\) to an output of shape \(2, 6, 8, 8\)",
+    ),
     "two outputs": (lambda call: [(), ()], "2 of 1 outputs"),
     "a tie of two lengths": (lambda call: call.tie((call.args[0], 2), (call.args[1], 0)), "different lengths"),
     "no such axis": (lambda call: call.pin((call.args[1], 1), "x"), "axis 1 of a tensor of shape .6,., which has no"),

@@ -294,9 +294,9 @@ def _fitting(call: OwnCall, labels: Any) -> list[Labels]:
                 f"{rule} returns {own!r}: expected labels, a tuple with the channels, or None, of each axis, such as "
                 "call.elementwise() or call.output({1: channels})"
             )
-        found = tuple(1 if ids is None else len(ids) for ids in own)
-        if own and (len(own) != out.dim() or any(n not in (1, m) for n, m in zip(found, out.shape, strict=True))):
-            given = ", ".join("None" if ids is None else str(len(ids)) for ids in own)
+        found = [None if ids is None else len(ids) for ids in own]
+        if own and (len(own) != out.dim() or any(n not in (None, m) for n, m in zip(found, out.shape, strict=True))):
+            given = ", ".join(map(str, found))
             raise OwnRuleError(f"{rule} gives labels ({given}) to an output of shape {tuple(out.shape)}")
     return [tuple(None if ids is None or len(ids) == 1 else ids for ids in own) for own in every]
 
