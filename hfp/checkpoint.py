@@ -75,7 +75,8 @@ def rebuild(model: nn.Module, record: surgery.Record, *, source: str) -> nn.Modu
         raise ValueError(
             f"{source} was cut from another network than this {type(model).__name__}: its channel table has the "
             f"fingerprint {record.fingerprint}, that of the model given is {table.fingerprint()}. Construct the dense "
-            "model with the same arguments as when it was wrapped (depth, width, number of classes)."
+            "model with the same arguments as when it was wrapped (depth, width, number of classes), and with the same "
+            "rules of your own, if it needs any (hfp.rule)."
         )
     try:
         small = surgery.compact(model, table, record.keep)

@@ -18,6 +18,7 @@ from hfp.labels import Ask
 from hfp.opened import OPENED, attention, unscaled_scores
 from hfp.operands import Operand, find
 from hfp.position import Site
+from hfp.rules.own import Whole
 from hfp.sizes import SIZE_FREE_FUNCTIONS, tells_size
 from hfp.watcher import Watcher, is_own
 
@@ -29,6 +30,8 @@ _SCALED: dict[Callable[..., Any], Callable[..., Any]] = {
     scaled_scores: unscaled_scores,
 }
 """Functions that may scale by the width of their first argument, and what they are followed as."""
+_LEAVING = {"numpy", "__array__", "__dlpack__", "tolist"}
+"""Functions that hand values to code which cannot be followed."""
 
 
 class Functions(TorchFunctionMode):
@@ -50,7 +53,11 @@ class Functions(TorchFunctionMode):
             self.watcher.sizes += tells_size(name, out) and not is_own(sys._getframe(1))
             return out
         args, kwargs = self.watcher.to_meta((args, kwargs))
+        if self.watcher.is_paused:  # inside a module that has a rule
+            return func.forward(*args, **kwargs) if isinstance(func, Whole) else func(*args, **kwargs)
         ledger = self.watcher.ledger
+        if name in _LEAVING:
+            self.watcher.pin(args[0], f"leaves PyTorch by {name}(): hfp.rule can give the module a rule", name)
         site, before = self.watcher.position.site(name), len(ledger.asks)
         out = self.around(site, args, kwargs, partial(self._call, func, site, args, kwargs))
         if name in SIZE_FREE_FUNCTIONS:
@@ -67,7 +74,7 @@ class Functions(TorchFunctionMode):
             for ask in asks:
                 if func in _SCALED and ask.how == "zero" and kwargs.get("scale") is None:
                     ask = replace(ask, how="root")
-                self._grant(ask, site, args, kwargs)
+                self._grant(ask, site, args, kwargs, isinstance(func, Whole))
         return out
 
     def _call(self, func: Any, site: Site, args: Any, kwargs: Any) -> Any:
@@ -78,14 +85,20 @@ class Functions(TorchFunctionMode):
         if func in _SCALED:
             with self.watcher.position.inside(site):
                 return _SCALED[func](*args, **kwargs)
+        if isinstance(func, Whole):
+            with self.watcher.paused(), self:
+                out = func.forward(*args, **kwargs)
+            self.watcher.follow_module(func.module, args, kwargs, out)
+            return out
         self.watcher.position.followed = func
         try:
             return func(*args, **kwargs)
         finally:
             self.watcher.position.followed = None
 
-    def _grant(self, ask: Ask, site: Site, args: Any, kwargs: Any) -> None:
-        found = find(ask, site.function, args, kwargs, self.watcher.labels)
+    def _grant(self, ask: Ask, site: Site, args: Any, kwargs: Any, whole: bool) -> None:
+        # The arguments of a module cannot be changed: the gated forward calls functions, but leaves modules alone.
+        found = [] if whole else find(ask, site.function, args, kwargs, self.watcher.labels)
         if not found:
             self.watcher.ledger.pin(ask.ids, ask.reason, ask.place)
         for number, (argument, axis) in enumerate(found):

@@ -7,6 +7,7 @@ evaluation mode, since auxiliary heads and batch statistics differ; costs are co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
@@ -23,6 +24,7 @@ from hfp.names import Names
 from hfp.operands import Operand
 from hfp.position import Position, Site
 from hfp.ptflops_count import PtflopsCounter
+from hfp.rules.own import OwnRuleError, Whole, rule_of
 from hfp.watcher import RuleError, Step, Watcher, first_line
 
 
@@ -107,7 +109,7 @@ def _run(subject: Subject, real: bool) -> Run:
         try:
             with nullcontext() if training else counter.watching():
                 play(subject, shadows, functions, training=training)
-        except RuleError:
+        except (RuleError, OwnRuleError):
             raise
         except Exception as error:
             explained = _explained(subject, error)
@@ -163,6 +165,9 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
     model = subject.model
     with preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         model.train(training)
+        for module in model.modules():
+            if rule_of(module) is not None and "forward" not in vars(module):
+                module.forward = Whole(module)
         with functions.watcher.position.following(), functions.watcher, functions:
             out = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
     for tensor in tensors_of(out):
@@ -231,7 +236,7 @@ def _explained(subject: Subject, error: Exception) -> ValueError:
             f"{name} calls an operator that cannot run on shapes alone ({first_line(error)}); prune the network "
             "before it is quantized or converted"
         )
-    if isinstance(error, NotImplementedError) or "meta tensor" in str(error).lower():
+    if isinstance(error, NotImplementedError) or re.search("meta (tensor|device)|no fake impl", str(error).lower()):
         return NeedsValues(
             f"the forward of {name} looks at the values of tensors ({first_line(error)}), which a run on shapes lacks; "
             "move the decision out of the part of the model that is to be pruned"

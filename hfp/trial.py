@@ -182,7 +182,7 @@ class _Trial:
     def _matters(self, step: Step, labels: Iterable[Tensor]) -> bool:
         """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
         name = step.operator.rstrip("_")
-        return name not in _IDLE and (name in _ALWAYS or any(map(self.cut.alive, labels)))
+        return name not in _IDLE and (step.own or name in _ALWAYS or any(map(self.cut.alive, labels)))
 
     def _differs(self, step: Step, dense: Step) -> tuple[str, Sequence[Extent]] | None:
         if len(step.shapes) != len(dense.shapes):
@@ -192,7 +192,7 @@ class _Trial:
         ):
             predicted = self.cut.shape(dense_shape, dense_labels)
             # What is multiplied is counted, so there every length has to be the predicted one.
-            counted = dense.operator in MIXERS
+            counted = dense.operator in MIXERS or dense.own
             if not _fits(shape, predicted, () if counted else dense_labels):
                 how = f"gets the shape {tuple(shape)} from {step.operator}, where {tuple(predicted)} is left"
                 return how, self._extents(dense_shape, dense_labels, predicted, shape, counted)
@@ -238,7 +238,7 @@ class _Trial:
 
     def _as_left(self, out: Any, called: Called, start: int) -> bool:
         """Whether the function gave what should come out."""
-        counted = any(step.operator in MIXERS for step in self.dense[start : called.end])
+        counted = any(step.operator in MIXERS or step.own for step in self.dense[start : called.end])
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         return len(tensors) == len(called.outs) and all(
             _fits(tensor.shape, self.cut.shape(shape, labels), () if counted else labels)

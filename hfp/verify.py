@@ -17,6 +17,7 @@ from hfp import gates, surgery
 from hfp.channels import ChannelTable
 from hfp.explain import phrase
 from hfp.inputs import Arguments, arguments, placed, rebuild
+from hfp.rules.own import OWN
 from hfp.trial import random_part
 from hfp.watcher import first_line
 
@@ -172,10 +173,12 @@ class Proof:
         if len(culprits) > SHOWN:
             blamed.append(f"{len(culprits) - SHOWN} more")
         whole = dict.fromkeys([*self.ignored, *(self._maker(together[0]) for together in culprits)])
+        own = ", ".join(name if isinstance(name, str) else name.__name__ for name in OWN)
+        yours = f"a rule of yours that is wrong ({own}), " if own else ""
         return Disagreement(
             f"the compact network of {name} {words}. To blame: {'; '.join(blamed)}. To leave that whole: "
-            f"hfp.wrap(..., ignore={list(whole)}). This is a bug of hfp, or code in the model that no trace shows "
-            "(arithmetic on a width, a branch on it); please report it with the model's code",
+            f"hfp.wrap(..., ignore={list(whole)}). This is {yours}a bug of hfp, or code in the model "
+            "that no trace shows (arithmetic on a width, a branch on it); please report it with the model's code",
             tuple(sorted({number for together in culprits for number in together})),
         )
 

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
@@ -20,9 +21,10 @@ from torch.utils.flop_counter import flop_registry
 from hfp.labels import Labels, Ledger, Place, Term
 from hfp.position import Position
 from hfp.rules import RULES, Call, unknown
-from hfp.rules.call import tensors_in, values_in
+from hfp.rules.call import base_name, stays_whole, tensors_in, values_in
 from hfp.rules.movers import MOVERS
 from hfp.rules.norms import NORMS
+from hfp.rules.own import OWN, OwnRuleError, rule_of
 from hfp.rules.pointwise import FACTORIES, POINTWISE, UNIFORM
 from hfp.rules.reducers import REDUCERS
 from hfp.shapes import outputs
@@ -55,6 +57,8 @@ class Step:
     touched: tuple[Tensor, ...]
     """The labels of all arguments and outputs."""
     place: Place
+    own: bool
+    """Whether it is an operator or module with a rule of the user's."""
 
 
 class Watcher(TorchDispatchMode):
@@ -85,6 +89,10 @@ class Watcher(TorchDispatchMode):
         """The labels of a tensor, `()` if it has none on any axis."""
         return self._labels.get(id(tensor), (None, ()))[1]
 
+    @property
+    def is_paused(self) -> bool:
+        return self._paused
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Operators in here are not the model's."""
@@ -98,6 +106,12 @@ class Watcher(TorchDispatchMode):
         """Say what the labels of a tensor are that no operator made."""
         self._labels[id(tensor)] = (tensor, labels if any(ids is not None for ids in labels) else ())
 
+    def pin(self, tensor: Tensor | None, reason: str, operator: str) -> None:
+        """The channels of a tensor stay whole for what is done to it here, which is no operator."""
+        for ids in self.labels(tensor):
+            if ids is not None:
+                self.ledger.pin(ids, reason, Place(operator, self.position.path, source_line()))
+
     def name_of(self, tensor: Any) -> str | None:
         return self._names.get(id(tensor), (None, None))[1]
 
@@ -105,41 +119,53 @@ class Watcher(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        values = values_in((*args, *kwargs.values()))
-        tensors = [x for x in values if isinstance(x, Tensor)]
         out = outputs(func, args, kwargs)
+        name = operator_name(func)
+        self._pass_name_on(name, args, out)
+        self._follow(func, args, kwargs, out, name, func.overloadpacket in flop_registry)
+        return out
+
+    def follow_module(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        """A call of a module that has a rule is one step."""
+        with self.paused():
+            self._follow(module, args, kwargs, out, type(module).__name__, counted=False)
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any, name: str, counted: bool) -> None:
+        values = values_in((args, kwargs))
+        tensors = [x for x in values if isinstance(x, Tensor)]
         for tensor in tensors:
             if id(tensor) not in self._labels:
                 self._adopt(tensor)
-        self._pass_name_on(func, args, out)
         before = tuple(ids for tensor in tensors for ids in self.labels(tensor) if ids is not None)
-        place = Place(func.overloadpacket.__name__, self.position.path, "")
-        counted = func.overloadpacket in flop_registry
-        if counted or before or place.operator in _LABELLING:
+        place = Place(name, self.position.path, "")
+        own = isinstance(func, nn.Module) or base_name(name) in OWN
+        if counted or before or own or place.operator in _LABELLING:
             place = self._apply(func, args, kwargs, out, place, counted)
-        for tensor in tensors_in((out,)):
+        for tensor in tensors_in(out):
             self._labels.setdefault(id(tensor), (tensor, ()))
             self._by_storage.setdefault(storage(tensor), tensor)
-        outs = labelled(out)
+        outs = tensors_in(out) if own else labelled(out)
         after = tuple(self.labels(tensor) for tensor in outs)
         touched = before + tuple(ids for labels in after for ids in labels if ids is not None)
-        if touched and place.operator.rstrip("_") not in SIZE_FREE:
+        if touched and (own or name.rstrip("_") not in SIZE_FREE):
             self.sizes += 1
-        scalars = tuple(map(self._value, values)) if place.operator.rstrip("_") in SIZELESS else ()
-        self.on_step(Step(place.operator, scalars, tuple(t.shape for t in outs), after, touched, place))
-        return out
+        scalars = tuple(map(self._value, values)) if own or name.rstrip("_") in SIZELESS else ()
+        self.on_step(Step(name, scalars, tuple(t.shape for t in outs), after, touched, place, own))
 
     def _apply(self, func: Any, args: Any, kwargs: Any, out: Any, place: Place, counted: bool) -> Place:
         """Let the rule of the operator speak; its place, with the source line if it pinned something."""
-        name = place.operator
-        in_place = name.endswith("_") and not name.endswith("__")
-        rule = RULES.get(name.rstrip("_") if in_place else name, unknown)
-        if in_place and name.rstrip("_") in set(MOVERS) - _IN_PLACE_MOVERS:
-            rule = unknown
-        call = Call(func, args, kwargs, out, self.labels, self.name_of, place, self.position.module)
+        name = base_name(place.operator)
+        own = rule_of(func) if isinstance(func, nn.Module) else OWN.get(name)
+        rule = own or RULES.get(name, unknown)
+        if name != place.operator and name in set(MOVERS) - _IN_PLACE_MOVERS:
+            rule = stays_whole
+        module = func if isinstance(func, nn.Module) else self.position.module
+        call = Call(func, args, kwargs, out, self.labels, self.name_of, place, module)
         macs, pins = len(self.ledger.macs), len(self.ledger.pins)
         try:
             labels = rule(self.ledger, call)
+        except OwnRuleError:
+            raise
         except Exception as error:
             raise RuleError(f"the rule for {place} failed, which is a bug of hfp: {first_line(error)}") from error
         if len(self.ledger.pins) > pins:
@@ -148,27 +174,22 @@ class Watcher(TorchDispatchMode):
         if counted and len(self.ledger.macs) == macs:  # a matrix product without a rule: a constant
             flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
             self.ledger.macs.append(Term(flops // 2, (), place.module))
-        every = labels if isinstance(labels, list) else [labels] * len(labelled(out))
-        for part, own in zip(labelled(out), every, strict=True):
-            assert not own or len(own) == part.dim(), f"{place} gives {len(own)} labels to {part.dim()} axes"
-            self.label(part, own)
+        parts = tensors_in(out) if own else labelled(out)
+        every = labels if isinstance(labels, list) else [labels] * len(parts)
+        for part, axes in zip(parts, every, strict=True):
+            assert not axes or len(axes) == part.dim(), f"{place} gives {len(axes)} labels to {part.dim()} axes"
+            self.label(part, axes)
         return place
 
     def _adopt(self, tensor: Tensor) -> None:
         """What shares memory with a tensor that no operator made (`nn.Parameter(x)` in a forward) is pinned."""
         known = self._by_storage.get(storage(tensor))
-        if known is not None:
-            for ids in self.labels(known):
-                if ids is not None:
-                    place = Place("a new tensor", self.position.path, source_line())
-                    self.ledger.pin(ids, "is used through a tensor that no operator made", place)
+        self.pin(known, "is used through a tensor that no operator made", "a new tensor")
         self._labels[id(tensor)] = (tensor, ())
 
     def to_meta(self, arguments: Any) -> Any:
         """Arguments of one function on one device: the meta device, if one of them is there."""
-        found: list[Tensor] = []
-        _gather(arguments, found)
-        if len({x.is_meta for x in found}) < 2:
+        if len({x.is_meta for x in tensors_in(arguments)}) < 2:
             return arguments
         with self.paused():
             return tree_map(self._to_meta, arguments)
@@ -188,24 +209,12 @@ class Watcher(TorchDispatchMode):
             return argument.item() if not (argument.is_meta or self.real) and argument.numel() == 1 else None
         return argument if isinstance(argument, (bool, int, float, complex, str)) else None
 
-    def _pass_name_on(self, func: Any, args: Any, out: Any) -> None:
+    def _pass_name_on(self, operator: str, args: Any, out: Any) -> None:
         """A transposed or cast parameter is still that parameter."""
-        if args and isinstance(out, Tensor) and func.overloadpacket.__name__ in _SAME_TENSOR:
+        if args and isinstance(out, Tensor) and operator in _SAME_TENSOR:
             name = self.name_of(args[0])
             if name is not None:
                 self._names[id(out)] = (out, name)
-
-
-def _gather(value: Any, found: list[Tensor]) -> None:
-    """The tensors in nested arguments, as `tree_leaves` finds them, in a fraction of its time."""
-    if isinstance(value, Tensor):
-        found.append(value)
-    elif isinstance(value, (tuple, list)):
-        for entry in value:
-            _gather(entry, found)
-    elif isinstance(value, dict):
-        for entry in value.values():
-            _gather(entry, found)
 
 
 def labelled(out: Any) -> list[Tensor]:
@@ -214,6 +223,13 @@ def labelled(out: Any) -> list[Tensor]:
         return out
     outs = [x for x in (out if isinstance(out, tuple) else [out]) if isinstance(x, Tensor)]
     return [x for x in outs if x.shape == outs[0].shape]
+
+
+@cache
+def operator_name(func: Any) -> str:
+    """`relu` for those of PyTorch itself, `namespace::name` for others, which may mean something else by it."""
+    name: str = func.overloadpacket.__name__
+    return name if func.namespace == "aten" else f"{func.namespace}::{name}"
 
 
 def storage(tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""One thread (the networks are tiny), a fixed seed for every test, and a Ctrl-C that works."""
+"""One thread (the networks are tiny), a fixed seed for every test, no rules left behind, and a Ctrl-C that works."""
 
 import signal
 from collections.abc import Iterator
@@ -6,12 +6,22 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from hfp.rules.own import OWN
+
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_rules_are_forgotten() -> Iterator[None]:
+    before = dict(OWN)
+    yield
+    OWN.clear()
+    OWN.update(before)
 
 
 @pytest.fixture(autouse=True, scope="session")

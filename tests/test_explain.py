@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from operator import attrgetter
 
 import pytest
 import torch
@@ -22,6 +23,13 @@ from hfp import trace
 from hfp.explain import PLAIN_WIDTH, SHOWN_ROWS, _few, folded, table_data, table_text
 from hfp.surgery import compact
 from hfp.trial import smallest_cut
+
+
+@pytest.fixture(autouse=True)
+def plain_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs the tests may say how wide its terminal is."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
 
 PRUNABLE = ["chain", "residual", "squeeze_and_excite", "dense_block", "flattened", "keyword_inputs"]
 
@@ -67,7 +75,9 @@ def test_the_groups_of_the_data_are_those_of_the_network(name: str) -> None:
         assert group["params"] >= max(tensors[place["tensor"]].numel() // 2 for place in one_dim) > 0
 
 
-@pytest.mark.parametrize("specimen", [s for s in (*POSITIONS.values(), *ODDITIES.values()) if s.pinned], ids=str)
+@pytest.mark.parametrize(
+    "specimen", [s for s in (*POSITIONS.values(), *ODDITIES.values()) if s.pinned], ids=attrgetter("name")
+)
 def test_whatever_stays_whole_has_a_reason_and_a_place(specimen: Specimen) -> None:
     """Operator and source line; only the outputs of the network have none."""
     data = table_data(hfp.trace(specimen.model(), specimen.inputs()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,16 @@ def test_the_custom_loop_gives_a_network_within_the_budget(tmp_path: Path, monke
 def test_a_trace_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     exec(BLOCKS[1], {})
     assert "is an output of the network" in capsys.readouterr().out
+
+
+def test_operators_and_modules_of_ones_own_are_pruned() -> None:
+    names: dict[str, Any] = {}
+    exec(BLOCKS[2], names)
+    net, small = names["net"], names["small"]
+    assert net.dense_macs == 16 * 32 + 32 * 24 + 24 * 10
+    rows, columns = small.weight.shape
+    assert small.hfp_record.macs == 16 * columns + columns * rows + rows * 10 <= net.dense_macs / 2
+    assert small.scale.factor.shape == (columns,) and rows < 24 and columns < 32
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:

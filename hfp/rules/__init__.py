@@ -2,7 +2,8 @@
 
 A rule is a function `rule(ledger, call)`: it reads the labels of the call's arguments, writes ties, pins, readers and
 costs into the ledger and returns the labels of the call's output (and of further outputs of the same shape, such as the
-indices of a pooling; batch statistics and the like carry no labels). An operator without a row pins what it touches.
+indices of a pooling; batch statistics and the like carry no labels). An operator without a row pins what it touches,
+unless the user has given it a rule (`hfp.rules.own`).
 
 A rule may suppose that sizes in the model's code follow the channels: `hfp.trial` cuts the network and looks.
 """

@@ -25,7 +25,7 @@ def _labels(rank: int, axes: dict[int, Tensor | None]) -> Labels:
     return tuple(labels)
 
 
-def _read(ledger: Ledger, call: Call, x: Tensor | None, weight: Tensor, ids: Tensor | None) -> None:
+def read_by(ledger: Ledger, call: Call, x: Tensor | None, weight: Tensor, ids: Tensor | None) -> None:
     """The labels `x` of an input are read by the labels `ids` of `weight`: tie them, note the reader."""
     name = call.name_of(weight)
     if x is None and ids is not None:
@@ -55,7 +55,7 @@ def convolution(ledger: Ledger, call: Call) -> Labels:
     if groups > 1:
         _group(ledger, call, read, made)
     else:
-        _read(ledger, call, read, weight, call.ids(weight, 0 if transposed else 1))
+        read_by(ledger, call, read, weight, call.ids(weight, 0 if transposed else 1))
     if made is not None:
         ledger.produced.append(made)
     if bias is not None:
@@ -63,7 +63,7 @@ def convolution(ledger: Ledger, call: Call) -> Labels:
     grid = x if transposed else call.out  # every weight is used once at each position of it
     positions = prod(n for axis, n in enumerate(grid.shape) if axis != 1 and axis not in beside)
     axes = [(weight, 0), (weight, 1), *((x, axis) for axis in beside)]
-    _count(ledger, call, positions * prod(weight.shape[2:]), axes)
+    count_macs(ledger, call, positions * prod(weight.shape[2:]), axes)
     return _labels(call.out.dim(), {1: made, **beside})
 
 
@@ -104,7 +104,7 @@ def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None)
     else:
         ledger.tie(inputs[:1], inputs, call.place)
         ledger.tie(outputs[:1], outputs, call.place)
-        _read(ledger, call, inputs[0], weight, call.ids(weight, 1))
+        read_by(ledger, call, inputs[0], weight, call.ids(weight, 1))
 
 
 def _transposed_groups(ledger: Ledger, call: Call) -> Labels:
@@ -125,7 +125,7 @@ def _transposed_groups(ledger: Ledger, call: Call) -> Labels:
         made = members[:, 0].repeat_interleave(weight.shape[1])
         if bias is not None:
             _add_bias(ledger, call, made, bias)
-    _count(ledger, call, x.shape[0] * prod(x.shape[2:]) * prod(weight.shape[2:]), [(weight, 0), (weight, 1)])
+    count_macs(ledger, call, x.shape[0] * prod(x.shape[2:]) * prod(weight.shape[2:]), [(weight, 0), (weight, 1)])
     return _labels(call.out.dim(), {1: made})
 
 
@@ -139,7 +139,7 @@ def _add_bias(ledger: Ledger, call: Call, made: Tensor | None, bias: Tensor) -> 
             ledger.pin(made, "has a bias without labels", call.place)
 
 
-def _count(ledger: Ledger, call: Call, fixed: int, axes: list[tuple[Tensor, int]]) -> None:
+def count_macs(ledger: Ledger, call: Call, fixed: int, axes: list[tuple[Tensor, int]]) -> None:
     """Multiply-adds: `fixed` times the live length of each axis."""
     factors = []
     for tensor, axis in axes:
@@ -156,9 +156,9 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     a, b = call.args[-2:]
     left, right = call.ids(a, -1), call.ids(b, -2)
     if call.name_of(b) is not None:
-        _read(ledger, call, left, b, right)
+        read_by(ledger, call, left, b, right)
     elif call.name_of(a) is not None:
-        _read(ledger, call, right, a, left)
+        read_by(ledger, call, right, a, left)
     elif left is not None and right is not None:
         ledger.tie(left, right, call.place)
         ledger.ask(left, "zero", "is read by another activation", call.place)
@@ -186,7 +186,7 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     # The labels of channels, where the other operand is alike all along (zeros, the first hidden state of an LSTM).
     inner = (b, -2) if left is None or not prunable(left) else (a, -1)
     stacked = [(b if batch is not None and batch is not call.ids(a, 0) else a, 0)] if a.dim() == 3 else []
-    _count(ledger, call, 1, [*stacked, (a, -2), inner, (b, -1)])
+    count_macs(ledger, call, 1, [*stacked, (a, -2), inner, (b, -1)])
     return labels
 
 

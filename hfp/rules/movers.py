@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hfp.labels import ANY, FIXED, Labels, Ledger, anything
-from hfp.rules.call import Call, Rule, labelled, unknown
+from hfp.rules.call import Call, Rule, labelled, stays_whole
 
 
 def permuted(order: Callable[[Call], Sequence[int]]) -> Rule:
@@ -61,7 +61,7 @@ def restrided(ledger: Ledger, call: Call) -> Labels:
     return (
         call.labels(call.args[0])
         if list(call.out.shape) == list(call.args[1]) == list(call.args[0].shape)
-        else unknown(ledger, call)
+        else stays_whole(ledger, call)
     )
 
 
