@@ -192,4 +192,12 @@ def embedding() -> Net:
     return Net(lambda net, x: net.c(net.b(net.a(x)).relu().mean(1)), a=a, b=b, c=c)
 
 
+# ---------------------------------------------------------------------------------------------- boxes and values
+
+
+@specimen(AB)
+def best_pixels() -> Net:
+    return between(lambda h: h.flatten(2).topk(16).values.unflatten(2, (4, 4)))
+
+
 ZOO = CHAINS | JOINS

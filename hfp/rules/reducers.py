@@ -63,7 +63,8 @@ def _reduced(call: Call) -> tuple[set[int], bool]:
 
 
 def _one(call: Call) -> tuple[set[int], bool]:
-    return {call.argument(1, "dim", -1)}, True
+    schema = [argument.name for argument in call.func._schema.arguments]  # type: ignore[attr-defined]
+    return {call.argument(schema.index("dim"), "dim", -1)}, True
 
 
 _REDUCTIONS = """
