@@ -8,6 +8,7 @@ from joins import JOINS
 from specimen import Net, between, conv, norm_places, parameter, places, registry
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torchvision.ops import roi_align
 
 CHAINS, specimen = registry()
 
@@ -198,6 +199,32 @@ def embedding() -> Net:
 @specimen(AB)
 def best_pixels() -> Net:
     return between(lambda h: h.flatten(2).topk(16).values.unflatten(2, (4, 4)))
+
+
+@specimen(AB)
+def read_at_boxes() -> Net:
+    return between(lambda h: roi_align(h, h.new_tensor([[0, 0, 0, 4, 4], [1, 2, 2, 7, 7]]), 4))
+
+
+@specimen({places("a", "c", "b.weight/1"): 6})
+def written_by_index() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        one, two = net.a(x), net.c(x)
+        out = torch.zeros((2 * len(x), *one.shape[1:]), dtype=x.dtype, device=x.device)
+        out[torch.arange(0, len(out), 2)] = one
+        out[torch.arange(1, len(out), 2)] = two
+        return net.b(out)
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4), c=conv(3, 6))
+
+
+@specimen({places("a", "b.weight/1"): 6})
+def looked_up_by_a_mask_of_two_dims() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).permute(0, 2, 3, 1)
+        return net.b(h[h.mean(3) > -1e9])
+
+    return Net(run, a=nn.Conv2d(3, 6, 3), b=nn.Linear(6, 4))
 
 
 ZOO = CHAINS | JOINS

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hfp.labels import ANY, FIXED, Labels, Ledger, anything
-from hfp.rules.call import Call, Rule, labelled, unknown
+from hfp.rules.call import Call, Rule, labelled, looked_up, unknown
 
 
 def permuted(order: Callable[[Call], Sequence[int]]) -> Rule:
@@ -389,7 +389,7 @@ def index(ledger: Ledger, call: Call) -> Labels:
     labels, indices = call.labels(call.args[0]), call.args[1]
     if not labels:
         return ()
-    looked = [axis for axis, chosen in enumerate(indices) if chosen is not None]
+    looked = looked_up(indices)
     for axis, ids in labelled(labels):
         if axis in looked:
             ledger.pin(ids, "is looked up by index", call.place)
