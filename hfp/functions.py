@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hfp.attention import scaled_scores
 from hfp.labels import Ask
@@ -28,21 +29,28 @@ _SCALED: dict[Callable[..., Any], Callable[..., Any]] = {
 """Functions that may scale by the width of their first argument, and what they are followed as."""
 
 
+_DEVICE = torch.Tensor.device.__get__
+
+
 class Functions(TorchFunctionMode):
     """Takes functions apart, and notes where removed channels have to be hidden from one."""
 
-    def __init__(self, watcher: Watcher, training: bool, around: Around) -> None:
+    def __init__(self, watcher: Watcher, training: bool, around: Around, pretended: torch.device | None = None) -> None:
+        """`pretended`: the device that the model's code is told it runs on, where that is not the meta device."""
         super().__init__()
         self.watcher = watcher
         self.training = training
         self.around = around
+        self.pretended = pretended
         self.operands: list[Operand] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "__get__":
-            return func(*args, **kwargs)
+            return self.pretended if self.pretended and func == _DEVICE else func(*args, **kwargs)
+        if self.pretended:
+            args, kwargs = tree_map(self._actual, (args, kwargs))
         args, kwargs = self.watcher.to_meta((args, kwargs))
         ledger = self.watcher.ledger
         site, before = self.watcher.position.site(name), len(ledger.asks)
@@ -59,6 +67,10 @@ class Functions(TorchFunctionMode):
                     ask = replace(ask, how="root")
                 self._grant(ask, site, args, kwargs)
         return out
+
+    def _actual(self, argument: Any) -> Any:
+        pretended = isinstance(argument, torch.device) and argument == self.pretended
+        return torch.device("meta") if pretended else argument
 
     def _call(self, func: Any, site: Site, args: Any, kwargs: Any) -> Any:
         if func in OPENED:

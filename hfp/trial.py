@@ -4,7 +4,9 @@ A trace cannot tell `x.view(b, -1)` from `x.view(b, 512)`, nor see the Python ar
 the network is cut, on the meta device, to a random part of its channels and to the fewest, and run again beside the
 record of the dense run. At every operator the cut network must do the same to what is left: the same operator, the
 same numbers, outputs of the shape that the labels predict, with the labels that are left. Where it does not, that is a
-misfit; the run goes on with what should have come out, so that one run finds them all.
+misfit; the run goes on with what should have come out, so that one run finds them all. What only values tell (how many
+boxes are found, which of them) is taken from the dense run: shapes alone have none, and those of a network that is not
+trained yet mean nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from hfp.labels import ANY, FIXED, Labels, Ledger, Place, prunable
 from hfp.position import Position, Site
 from hfp.rules.mixers import MIXERS
 from hfp.surgery import cut, live
-from hfp.tracing import Called, Run, play, shadows_of
+from hfp.tracing import Called, Run, needs_values, play, shadows_of
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, source_line
 
 _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
@@ -66,11 +68,15 @@ class Misfit:
 
 def misfits(model: nn.Module, inputs: Arguments, table: ChannelTable, seen: Run) -> list[Misfit]:
     """What the first trial that does not fit found out; nothing if the cut networks do what the dense one does."""
+    # Code that looks at values may look at their device as well, and go another way.
+    pretended = next(iter(model.parameters())).device if seen.real else None
     for keep in (*(random_part(table, number) for number in range(_parts(table))), smallest_cut(table)):
         if not bool(keep.all()):
             cutter = _Cut(table, keep)
-            small = cut(model, table, keep, device=None if seen.real else "meta")
-            found = [m for training in seen.steps for m in _Trial(small, inputs, seen, cutter, training).run()]
+            small = cut(model, table, keep, device="meta")
+            found = [
+                m for training in seen.steps for m in _Trial(small, inputs, seen, cutter, training, pretended).run()
+            ]
             if found:
                 return list({misfit.key: misfit for misfit in reversed(found)}.values())[::-1]
     return []
@@ -123,10 +129,18 @@ def smallest_cut(table: ChannelTable) -> Tensor:
 class _Trial:
     """One run of a cut network, in one mode, beside the record of the dense one."""
 
-    def __init__(self, small: nn.Module, inputs: Arguments, seen: Run, cutter: _Cut, training: bool) -> None:
+    def __init__(
+        self,
+        small: nn.Module,
+        inputs: Arguments,
+        seen: Run,
+        cutter: _Cut,
+        training: bool,
+        pretended: torch.device | None,
+    ) -> None:
         self.small, self.inputs, self.training, self.cutter = small, inputs, training, cutter
         self.dense, self.calls = seen.steps[training], seen.calls[training]
-        self.real = seen.real
+        self.real, self.pretended = seen.real, pretended
         self.at = 0  # the next step of the dense run
         self.lost = False  # something is wrong in the function that is running
         # It takes another way than in the dense run (a reshape copies or not, einsum skips lengths of 1): how, and
@@ -137,7 +151,7 @@ class _Trial:
     def run(self) -> list[Misfit]:
         shadows = shadows_of(self.small, self.real)
         self.watcher = Watcher(self.cutter.ledger(), shadows, Position(self.small), self._step, self.real)
-        functions = Functions(self.watcher, self.training, self._around)
+        functions = Functions(self.watcher, self.training, self._around, self.pretended)
         try:
             play(self.small, shadows, self.inputs, functions, training=self.training)
             if self.astray is not None or self._expected() is not None:
@@ -198,6 +212,10 @@ class _Trial:
         except Exception as error:
             if called is None or self.lost:
                 raise
+            if self.real and needs_values(error):  # which nobody knows before the cut network is trained
+                self.at, self.astray = called.end, None
+                with self.watcher.paused():
+                    return self._replaced(called)
             self.lost = True
             with self.watcher.paused():
                 self._misfit(self._expected(), f"fails ({first_line(error)})")
@@ -258,7 +276,7 @@ class _Trial:
             self.watcher.label(tensor, tuple(None if ids is None else self.cutter.visible(ids) for ids in labels))
             leaves.append(tensor)
         tensors = iter(leaves)
-        return tree_unflatten([next(tensors) if leaf is None else leaf for leaf in called.leaves], called.spec)
+        return tree_unflatten([next(tensors, None) if leaf is None else leaf for leaf in called.leaves], called.spec)
 
     def _extents(
         self,

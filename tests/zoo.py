@@ -227,4 +227,17 @@ def looked_up_by_a_mask_of_two_dims() -> Net:
     return Net(run, a=nn.Conv2d(3, 6, 3), b=nn.Linear(6, 4))
 
 
+@specimen(AB)
+def chosen_by_value() -> Net:
+    """Also by the device, where it matters for speed alone."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        if bool(x.isnan().any()):
+            raise FloatingPointError
+        h = net.a(x[x.mean((1, 2, 3)) > -1e9])
+        return net.b(h.sigmoid() if h.device.type == "meta" else torch.reciprocal(1 + torch.exp(-h)))
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4))
+
+
 ZOO = CHAINS | JOINS
