@@ -240,4 +240,14 @@ def chosen_by_value() -> Net:
     return Net(run, a=conv(3, 6), b=conv(6, 4))
 
 
+@specimen({places("a", "b.weight/1 c.weight/1"): 6, places("c"): 4})
+def nothing_found() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x)
+        none = h[h.mean((1, 2, 3)) > 1e9]
+        return net.b(h) + net.c(none.flatten(1)).sum()
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4), c=nn.Linear(6 * 64, 4))
+
+
 ZOO = CHAINS | JOINS
