@@ -41,7 +41,7 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
     parameters = [name for name, _ in model.named_parameters()]
     repairs = Repairs(model, seen)
     while True:  # every round tries a repair, or pins a channel at least
-        table = build_table(repairs.applied(), seen.operands, parameters, describe(inputs))
+        table = build_table(repairs.applied(), seen.operands, parameters, describe(inputs, values=seen.real))
         found = misfits(model, inputs, table, seen)
         if not repairs.next(found, table):
             if not found and not repairs.doubted():
