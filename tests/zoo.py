@@ -227,17 +227,19 @@ def looked_up_by_a_mask_of_two_dims() -> Net:
     return Net(run, a=nn.Conv2d(3, 6, 3), b=nn.Linear(6, 4))
 
 
-@specimen(AB)
+@specimen({places("a", "b.weight/1 c.weight/1"): 6})
 def chosen_by_value() -> Net:
-    """Also by the device, where it matters for speed alone."""
+    """How many pixels are chosen depends on the weights that are left; the device matters for speed alone."""
 
     def run(net: Net, x: Tensor) -> Tensor:
         if bool(x.isnan().any()):
             raise FloatingPointError
-        h = net.a(x[x.mean((1, 2, 3)) > -1e9])
+        h = net.a(x)
+        chosen = h.permute(0, 2, 3, 1)[net.c(h)[:, 0] > 0].sigmoid()
+        h = h + chosen.sum(0)[:, None, None]
         return net.b(h.sigmoid() if h.device.type == "meta" else torch.reciprocal(1 + torch.exp(-h)))
 
-    return Net(run, a=conv(3, 6), b=conv(6, 4))
+    return Net(run, a=conv(3, 6), b=conv(6, 4), c=conv(6, 1))
 
 
 @specimen({places("a", "b.weight/1 c.weight/1"): 6, places("c"): 4})
