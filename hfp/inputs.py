@@ -107,6 +107,14 @@ def describe(inputs: Arguments, values: bool = False) -> dict[str, Any]:
     return {"args": [one(value) for value in args], "kwargs": {name: one(value) for name, value in kwargs.items()}}
 
 
+def tells_values(entry: Any) -> bool:
+    """Whether a description tells the values of any tensor."""
+    if isinstance(entry, list):
+        return any(map(tells_values, entry))
+    told = isinstance(entry, dict) and set(entry) == {"shape", "dtype", "values"}
+    return told or (isinstance(entry, dict) and any(map(tells_values, entry.values())))
+
+
 def rebuild(description: Mapping[str, Any]) -> Arguments:
     """The inverse of `describe`; tensors of which no values are told are on the meta device: shapes without data."""
 

@@ -174,7 +174,7 @@ class GatedModel(nn.Module):
         arguments = inputs.placed(self._arguments, self.gates.device, {self._dtype: dtype})
         try:
             self.model.eval(), small.eval()
-            error = surgery.difference(gated, small, arguments)
+            error = surgery.difference(gated, small, arguments, inputs.tells_values(self.table.inputs))
         finally:
             for module, training in modes.items():
                 module.training = training

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfp.inputs import arguments, describe, placed, rebuild
+from hfp.inputs import arguments, describe, placed, rebuild, tells_values
 
 X, Y = torch.zeros(1, 3, 8, 8), torch.zeros(2, 5, dtype=torch.long)
 
@@ -126,6 +126,7 @@ def test_what_a_model_is_to_find_is_told_by_value() -> None:
     picture = torch.rand(3, 40, 40)
     given = (([picture], targets), {})
     described = describe(given, values=True)
+    assert tells_values(described) and not tells_values(describe(given))
     ((image,), (target,)), _ = rebuild(json.loads(json.dumps(described)))
     assert image.is_meta and image.shape == picture.shape and target["crowd"] is False
     assert torch.equal(target["boxes"], targets[0]["boxes"]) and torch.equal(target["labels"], targets[0]["labels"])

@@ -235,7 +235,7 @@ def chosen_by_value() -> Net:
         if bool(x.isnan().any()):
             raise FloatingPointError
         h = net.a(x)
-        chosen = h.permute(0, 2, 3, 1)[net.c(h)[:, 0] > 0].sigmoid()
+        chosen = h.permute(0, 2, 3, 1)[net.c(h)[:, 0] > net.c.bias].sigmoid()
         h = h + chosen.sum(0)[:, None, None]
         return net.b(h.sigmoid() if h.device.type == "meta" else torch.reciprocal(1 + torch.exp(-h)))
 
