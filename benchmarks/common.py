@@ -1,4 +1,4 @@
-"""What all benchmarks share: where they ran, results as JSON, made-up weights, timing, limits."""
+"""What all benchmarks share: where they ran, results as JSON, timing, limits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-NOTHING = 1e-3  # a parameter whose largest value is below this adds nothing that a check would see
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
 
@@ -59,46 +57,6 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """A network as after a training, as far as a check needs it: no parameter is constant, none is next to nothing.
-
-    With the values that layers start from, a wrong cut can go unseen: the shift of a norm is 0, so a channel that is
-    gone leaves nothing behind; a branch behind a LayerScale of 1e-6, or a last layer of zeros, adds nothing.
-    """
-    with torch.no_grad():
-        for module in model.modules():
-            _randomise_norm(module)
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and parameter.numel():
-                _randomise_weak(parameter)
-    return model
-
-
-def _randomise_norm(module: nn.Module) -> None:
-    """Statistics of batch norms, frozen ones as well, and the shifts of all norms."""
-    state = {name: getattr(module, name, None) for name in ("running_mean", "running_var", "bias")}
-    if isinstance(state["running_mean"], Tensor) and isinstance(state["running_var"], Tensor):
-        nn.init.normal_(state["running_mean"], std=0.1)
-        nn.init.uniform_(state["running_var"], 0.5, 1.5)
-    if "norm" in type(module).__name__.lower() and isinstance(state["bias"], Tensor):
-        nn.init.normal_(state["bias"])
-
-
-def _randomise_weak(parameter: Tensor) -> None:
-    low, high = parameter.min().item(), parameter.max().item()
-    largest = max(abs(low), abs(high))
-    if low == high == 0 and parameter.dim() < 2:  # a bias, the strength of a branch
-        nn.init.normal_(parameter, std=0.3)
-    elif low == high and largest > NOTHING:  # the scale of a norm
-        parameter.mul_(torch.empty_like(parameter).uniform_(0.5, 1.5))
-    elif low == high and largest > 0:  # LayerScale
-        nn.init.uniform_(parameter, 0.5, 1.5)
-    elif parameter.dim() > 1:  # a weight, a table of positions
-        usual = parameter[0].numel() ** -0.5
-        if largest < NOTHING or parameter.std() < 0.3 * usual:
-            nn.init.normal_(parameter, std=max(usual, 0.02))
 
 
 def seconds(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> tuple[float, Any]:

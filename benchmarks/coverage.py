@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, Limits, Row, Tell, machine, randomise, rows_of, seconds, write_json
+from common import RESULTS, Limits, Row, Tell, machine, rows_of, seconds, write_json
 from networks import LIBRARIES, Arguments, Network
 from promises import Gated, call, leaves, measured, predicted, random_keep, relative_difference
 from rich.console import Console
@@ -45,6 +45,7 @@ from hfp import trace
 from hfp.channels import ChannelTable
 from hfp.inputs import placed
 from hfp.surgery import compact
+from hfp.verify import randomise
 
 DENSITIES = (0.2, 0.5, 0.8)
 TOLERANCE = 1e-5

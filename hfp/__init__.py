@@ -3,7 +3,8 @@
 from hfp.channels import ChannelTable
 from hfp.checkpoint import load, save
 from hfp.trace import trace
+from hfp.verify import Disagreement, verify
 from hfp.wrap import GatedModel, wrap
 
-__all__ = ["ChannelTable", "GatedModel", "load", "save", "trace", "wrap"]
+__all__ = ["ChannelTable", "Disagreement", "GatedModel", "load", "save", "trace", "verify", "wrap"]
 __version__ = "0.1.0"

@@ -9,9 +9,9 @@ in cost, and at least one of them always stays.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,19 +116,29 @@ def build_table(ledger: Ledger, operands: list[Operand], parameters: list[str], 
     numbering = resolve(ledger)
     count, products = numbering.channels, numbering.products
 
-    def channel(ids: Tensor) -> Tensor:
-        return torch.where(ids < 0, FIXED, numbering.of[ids])
+    of = torch.cat([numbering.of, torch.tensor([FIXED, FIXED])])  # ANY and FIXED look up the last two entries
 
-    @cache  # a tensor is looked up by identity
-    def factor(ids: Tensor) -> Factor:
-        return Factor.of(channel(ids))
+    def channel(ids: Tensor) -> Tensor:
+        return of[ids]
+
+    factors: dict[bytes, Factor] = {}
+
+    def factor(vector: Tensor) -> Factor:
+        key = vector.numpy().tobytes()
+        if key not in factors:
+            factors[key] = Factor.of(vector)
+        return factors[key]
 
     def cost(terms: list[Term]) -> Cost:
-        return build(count, [(term.coefficient, tuple(map(factor, term.factors))) for term in terms], products)
+        return build(
+            count,
+            [(term.coefficient, tuple(factor(channel(ids)) for ids in term.factors)) for term in terms],
+            products,
+        )
 
     axes = {name: tuple(map(channel, ids)) for name, ids in ledger.axes.items()}
     wide = channel(torch.cat(ledger.wide)) if ledger.wide else torch.empty(0, dtype=torch.long)
-    whole = build(count, [(1, tuple(Factor.of(vector) for vector in axes[name])) for name in parameters], products)
+    whole = build(count, [(1, tuple(map(factor, axes[name]))) for name in parameters], products)
     hidden = [replace(operand, channels=channel(operand.channels)) for operand in operands]
     return ChannelTable(
         axes=axes,
@@ -166,20 +176,30 @@ def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, products: Tensor, w
         together = sums[count:] + torch.cat([signature, signature.new_zeros(1, 2)])[products].sum(1)
         whole = together * together.flip(1)  # a sum of squares tells partners apart, where a plain sum does not
         signature = with_products(torch.cat([signature, whole]), count, products)
-    same: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for channel, (a, b) in enumerate(signature.tolist()):
-        same[a, b].append(channel)
-    lonely = set(wide.tolist())
-    sizes = _sizes([channels[0] for channels in same.values()], place, number, times, count, products)
+    same = _equal_rows(signature)
+    lonely = torch.zeros(count + 1, dtype=torch.bool)  # the last entry is for FIXED
+    lonely[wide.clamp_max(count)] = True
+    sizes = _sizes([int(channels[0]) for channels in same], place, number, times, count, products)
     return tuple(
         Group(
-            torch.tensor(channels),
+            channels,
             members=tuple(places[row] for row in sorted(mine)),
             sizes=tuple(mine[row] for row in sorted(mine)),
-            least=2 if len(channels) > 1 and not lonely.isdisjoint(channels) else 1,
+            least=2 if len(channels) > 1 and bool(lonely[channels].any()) else 1,
         )
-        for channels, mine in zip(same.values(), sizes, strict=True)
+        for channels, mine in zip(same, sizes, strict=True)
     )
+
+
+def _equal_rows(rows: Tensor) -> list[Tensor]:
+    """The numbers of the rows that are equal, ascending; in the order of the first of each."""
+    kind = torch.zeros(len(rows), dtype=torch.long)
+    for column in rows.unbind(1):
+        value = column.unique(return_inverse=True)[1]
+        kind = (kind * (int(value.max()) + 1) + value).unique(return_inverse=True)[1] if len(rows) else kind
+    order = kind.argsort(stable=True)
+    parts = order.split(kind.bincount().tolist())
+    return sorted(parts, key=lambda part: int(part[0]))
 
 
 def _sizes(
@@ -212,13 +232,14 @@ def _pinned(ledger: Ledger, numbering: Numbering) -> tuple[Pinned, ...]:
     made = torch.zeros(ledger.size, dtype=torch.bool)
     for vector in ledger.produced:
         made[vector] = True
+    whole = made & (numbering.of == FIXED)
+    places = [(name, dim) for name, ids in ledger.axes.items() for dim in range(len(ids))]
+    vectors = [vector for ids in ledger.axes.values() for vector in ids]
+    flat = torch.cat([torch.empty(0, dtype=torch.long), *vectors])
+    owner = torch.repeat_interleave(torch.tensor([len(vector) for vector in vectors], dtype=torch.long))
+    pairs = torch.stack([owner, numbering.why[flat]])[:, whole[flat]]
     rows = []
-    for name, ids in ledger.axes.items():
-        for dim, vector in enumerate(ids):
-            whole = vector[made[vector] & (numbering.of[vector] == FIXED)]
-            for number, times in zip(
-                *(x.tolist() for x in numbering.why[whole].unique(return_counts=True)), strict=True
-            ):
-                pin = numbering.pins[number]
-                rows.append(Pinned(name, dim, times, pin.reason, pin.place))
+    for (place, number), times in zip(*(x.tolist() for x in pairs.t().unique(dim=0, return_counts=True)), strict=True):
+        (name, dim), pin = places[place], numbering.pins[number]
+        rows.append(Pinned(name, dim, times, pin.reason, pin.place))
     return tuple(rows)

@@ -26,6 +26,7 @@ from hfp.experiment import loop
 from hfp.experiment.run import PHASES
 from hfp.inputs import arguments
 from hfp.ptflops_check import measured
+from hfp.verify import Disagreement
 from hfp.wrap import GatedModel, wrap
 
 TOLERANCE = 1e-5  # relative, in float32: gated and compact networks add up the same products in another order
@@ -203,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         error = gate_difference(outcome)
         write(outcome, given.output)
         print(f"{given.output}: written and read back" + against_gates(error))
-    except ValueError as error:
+    except (ValueError, Disagreement) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -17,7 +19,8 @@ from hfp.labels import Ask
 from hfp.opened import OPENED, attention, unscaled_scores
 from hfp.operands import Operand, find
 from hfp.position import Site
-from hfp.watcher import Watcher
+from hfp.sizes import SIZE_FREE_FUNCTIONS, tells_size
+from hfp.watcher import Watcher, is_own
 
 Around = Callable[[Site, Any, Any, Callable[[], Any]], Any]
 """`around(site, args, kwargs, call)` gives the output of the function called there, which is that of `call()`."""
@@ -47,14 +50,21 @@ class Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        sizes = self.watcher.sizes
         if name == "__get__":
-            return self.pretended if self.pretended and func == _DEVICE else func(*args, **kwargs)
+            out = self.pretended if self.pretended and func == _DEVICE else func(*args, **kwargs)
+            self.watcher.sizes += tells_size(name, out) and not is_own(sys._getframe(1))
+            return out
         if self.pretended:
             args, kwargs = tree_map(self._actual, (args, kwargs))
         args, kwargs = self.watcher.to_meta((args, kwargs))
         ledger = self.watcher.ledger
         site, before = self.watcher.position.site(name), len(ledger.asks)
         out = self.around(site, args, kwargs, partial(self._call, func, site, args, kwargs))
+        if name in SIZE_FREE_FUNCTIONS:
+            self.watcher.sizes = sizes
+        elif not isinstance(out, Tensor):
+            self.watcher.sizes += tells_size(name, out)
         asks, ledger.asks[before:] = ledger.asks[before:], []
         if site.function == "einsum":  # which multiplies element by element where it has nothing to sum
             for tensor in tree_leaves(args):
@@ -74,6 +84,7 @@ class Functions(TorchFunctionMode):
 
     def _call(self, func: Any, site: Site, args: Any, kwargs: Any) -> Any:
         if func in OPENED:
+            self.watcher.sizes += 1  # the sizes that it is given are lost on the parts of it
             with self.watcher.position.inside(site), self:
                 return OPENED[func](*args, **kwargs)
         if func in _SCALED:

@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from hfp.channels import ChannelTable
 from hfp.labels import extended
+from hfp.names import Names
 from hfp.opened import OPENED
 from hfp.operands import Operand, hide
 from hfp.position import Position, Site
-from hfp.tracing import aliases
 
 
 class Readers(nn.Module):
@@ -32,8 +32,10 @@ class Readers(nn.Module):
 
     def __init__(self, model: nn.Module, table: ChannelTable) -> None:
         super().__init__()
+        every = Names.of(model)
+        self.names = every.modules
         names: dict[str, list[str]] = {}
-        for alias, name in aliases(model).items():
+        for alias, name in every.aliases.items():
             names.setdefault(name, []).append(alias)
         self.places = [(name, dim, tuple(names[name])) for name, dim in table.readers]
         self.operands = table.operands
@@ -82,7 +84,7 @@ class _Hiding(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, readers: Readers, gates: Tensor) -> None:
         super().__init__()
-        self.position = Position(model)
+        self.position = Position(readers.names)
         self.readers = readers
         self.training = model.training
         self.gates = extended(gates, readers.products)

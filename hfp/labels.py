@@ -118,6 +118,7 @@ class Ledger:
     """What ptflops' default backend counts; None where it fails on the network."""
     notes: list[str] = field(default_factory=list)
     size: int = 0
+    _met: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def number(self, name: str, shape: Sequence[int]) -> None:
         """Give new ids to every dim of the tensor `name`."""
@@ -139,14 +140,34 @@ class Ledger:
         """
         if a is b:
             return
-        a, b = torch.broadcast_tensors(a, b)
+        if a.shape != b.shape:
+            a, b = torch.broadcast_tensors(a, b)
         a, b = a.reshape(-1), b.reshape(-1)
+        if bool((torch.minimum(a, b) >= 0).all()):  # most of the ties
+            differ = a != b
+            if bool(differ.any()):
+                self.ties.append(torch.stack([a[differ], b[differ]]))
+            return
         lost = torch.where(a == FIXED, b, a)[(a == FIXED) != (b == FIXED)]
         if lost.numel():
             self.pin(lost, "meets values that belong to no channel at the same positions", place)
         both = (a >= 0) & (b >= 0) & (a != b)
         if both.any():
             self.ties.append(torch.stack([a[both], b[both]]))
+
+    def meet(self, a: Tensor, b: Tensor, place: Place) -> Tensor:
+        """(n,) the labels of what is computed, index by index, from values with the labels a (n,) and b (n,): a tie.
+
+        Asked again with the same two vectors, it gives the same one, and notes nothing: a model is run twice.
+        """
+        if a is b:
+            return a
+        known = self._met.get((id(a), id(b)))
+        if known is None:
+            self.tie(a, b, place)
+            both = a if bool((a >= 0).all()) else torch.where(a >= 0, a, torch.maximum(a, b))
+            known = self._met[id(a), id(b)] = a, b, both  # with a and b, so that no others can take their ids
+        return known[2]
 
     def pin(self, ids: Tensor, reason: str, place: Place) -> None:
         ids = ids.reshape(-1)

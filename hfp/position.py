@@ -36,10 +36,10 @@ class _Frame:
 
 
 class Position:
-    """Follows a forward pass from module to module."""
+    """Follows a forward pass from module to module; `names`: of the modules."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._names = {module: name for name, module in model.named_modules()}
+    def __init__(self, names: dict[nn.Module, str]) -> None:
+        self._names = names
         self._calls: Counter[str] = Counter()
         self._frames = [_Frame("", 0, None)]
         self.followed: Any = None

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map
 from hfp.attention import MultiheadAttention
 from hfp.inputs import Arguments
 from hfp.labels import prunable
-from hfp.tracing import named_tensors, tensors_of
+from hfp.names import Names
+from hfp.tracing import tensors_of
 
 if TYPE_CHECKING:
     from hfp.channels import ChannelTable
@@ -54,34 +55,30 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
     """
     keep = keep.detach().cpu()
     _check(table, keep)
-    return cut(model, table, keep)
-
-
-def cut(model: nn.Module, table: ChannelTable, keep: Tensor, *, device: torch.device | str | None = None) -> nn.Module:
-    """`compact` without its checks; on the meta device it cuts shapes only, and copies no data.
-
-    `copy.deepcopy` makes the copy, and is told beforehand what every tensor becomes: so nothing is copied that is then
-    thrown away, tied weights stay tied, and buffers stay persistent or not.
-    """
-    memo: dict[int, Any] = {}
     stays = table.extended(keep)
-    for name, tensor in named_tensors(model).items():
-        memo[id(tensor)] = _sliced(
-            tensor, [live(vector, stays) if prunable(vector) else None for vector in table.axes[name]], device
-        )
+    names = Names.of(model)
+    left = {name: sliced(tensor, table.axes[name], stays) for name, tensor in names.tensors.items()}
+    # `copy.deepcopy` makes the copy, and is told beforehand what every tensor becomes: so nothing is copied that is
+    # then thrown away, tied weights stay tied, and buffers stay persistent or not.
+    memo: dict[int, Any] = {id(tensor): left[name] for name, tensor in names.tensors.items()}
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # an activation that the model keeps
                 memo[id(value)] = value.detach().clone()
     small = copy.deepcopy(model, memo)
+    resize(small, table, stays, {alias: left[name] for alias, name in names.aliases.items()})
+    return small
+
+
+def resize(model: nn.Module, table: ChannelTable, stays: Tensor, tensors: dict[str, Tensor]) -> None:
+    """Set what the modules of a cut network say of their own sizes. `tensors`: its parameters and buffers, by name."""
     for (name, attribute), vector in table.attributes.items():
-        _set(small.get_submodule(name), attribute, len(live(vector, stays)))
+        _set(model.get_submodule(name), attribute, len(live(vector, stays)))
     narrowed = {name.rpartition(".")[0] for name, axes in table.axes.items() if any(map(prunable, axes))}
-    for name, module in small.named_modules():
+    for name, module in model.named_modules():
         if type(module) is nn.MultiheadAttention and name in narrowed:
             module.__class__ = MultiheadAttention
-        _set_widths(module)
-    return small
+        _set_widths(module, {key: tensors.get(f"{name}.{key}" if name else key) for key in _TELLING})
 
 
 def _set(module: nn.Module, attribute: str, value: int) -> None:
@@ -95,17 +92,21 @@ def _set(module: nn.Module, attribute: str, value: int) -> None:
     setattr(module, name, type(getattr(module, name))(entries))
 
 
-def _sliced(old: Tensor, indices: list[Tensor | None], device: torch.device | str | None) -> Tensor:
-    """A copy of a parameter or buffer with only these indices along each dim (None: all)."""
-    new = old.detach() if device is None else old.detach().to(device)
-    for dim, index in enumerate(indices):
-        if index is not None:
-            new = new.index_select(dim, index.to(new.device))
-    if all(index is None for index in indices):
+def sliced(tensor: Tensor, axes: tuple[Tensor, ...], stays: Tensor) -> Tensor:
+    """A copy of a parameter or buffer with only what stays along each dim. `axes`: the channel numbers along them."""
+    new = tensor.detach()
+    for dim, vector in enumerate(axes):
+        if prunable(vector):
+            new = new.index_select(dim, live(vector, stays).to(new.device))
+    if not any(map(prunable, axes)):
         new = new.clone()
-    if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last):
+    if in_channels_last(tensor):
         new = new.contiguous(memory_format=torch.channels_last)
-    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+
+
+def in_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def live(vector: Tensor, stays: Tensor) -> Tensor:
@@ -128,10 +129,13 @@ def _check(table: ChannelTable, keep: Tensor) -> None:
             )
 
 
-def _set_widths(module: nn.Module) -> None:
+_TELLING = "weight running_mean weight_ih_l0 weight_ih out_proj.weight".split()
+"""Tensors that tell the size of the module that owns them."""
+
+
+def _set_widths(module: nn.Module, own: dict[str, Tensor | None]) -> None:
     """What a module says of its own size follows the tensors that it owns (not weights that it computes)."""
-    own = {**module._parameters, **module._buffers}
-    weight = own.get("weight")
+    weight = own["weight"]
     if isinstance(module, _ConvNd) and weight is not None:
         narrow, wide = weight.shape[1] * module.groups, weight.shape[0]
         module.in_channels, module.out_channels = (wide, narrow) if module.transposed else (narrow, wide)
@@ -140,18 +144,20 @@ def _set_widths(module: nn.Module) -> None:
     elif isinstance(module, nn.Embedding) and weight is not None:
         module.num_embeddings, module.embedding_dim = weight.shape
     elif isinstance(module, _NormBase):
-        vector = own.get("running_mean") if weight is None else weight
+        vector = own["running_mean"] if weight is None else weight
         if vector is not None:
             module.num_features = len(vector)
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        first = own.get("weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih")
+        first = own["weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih"]
         if first is not None:
             module.input_size = first.shape[1]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, MultiheadAttention):
-        module.embed_dim = module.out_proj.weight.shape[0]
-        module.head_dim = module.out_proj.weight.shape[1] // max(1, module.num_heads)
+        projection = own["out_proj.weight"]
+        assert projection is not None, "every attention has an output projection"
+        module.embed_dim = projection.shape[0]
+        module.head_dim = projection.shape[1] // max(1, module.num_heads)
     elif isinstance(module, nn.GroupNorm) and weight is not None:
         module.num_channels = len(weight)
     elif isinstance(module, nn.PReLU) and weight is not None:

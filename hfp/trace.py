@@ -11,8 +11,9 @@ from torch import nn
 from hfp.channels import ChannelTable, build_table
 from hfp.inputs import arguments, describe
 from hfp.labels import Ledger, Place
+from hfp.names import Names
 from hfp.repair import Repairs, pins_of
-from hfp.tracing import run
+from hfp.tracing import Subject, run
 from hfp.trial import misfits
 
 Ignored = Sequence[str | nn.Module] | str | nn.Module
@@ -36,14 +37,14 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
         raise ValueError(f"hfp.trace needs an nn.Module, not a {type(model).__name__}")
     if isinstance(getattr(model, "table", None), ChannelTable):
         raise ValueError("the model is wrapped, and has its table already: net.table (the plain model is net.model)")
-    inputs = arguments(model, example_inputs)
-    seen = run(model, inputs)
+    subject = Subject(model, arguments(model, example_inputs), Names.of(model))
+    seen = run(subject)
     _pin(ignored_modules(model, ignore), seen.ledger)
-    parameters = [name for name, _ in model.named_parameters()]
+    described = describe(subject.inputs, values=seen.real)
     repairs = Repairs(model, seen)
     while True:  # every round tries a repair, or pins a channel at least
-        table = build_table(repairs.applied(), seen.operands, parameters, describe(inputs, values=seen.real))
-        found = misfits(model, inputs, table, seen)
+        table = build_table(repairs.applied(), seen.operands, subject.names.parameters, described)
+        found = misfits(subject, table, seen)
         if not repairs.next(found, table):
             if not found and not repairs.doubted():
                 return table

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from hfp.functions import Around, Functions
 from hfp.inputs import Arguments, placed
 from hfp.labels import Labels, Ledger, Place
+from hfp.names import Names
 from hfp.operands import Operand
 from hfp.position import Position, Site
 from hfp.ptflops_count import PtflopsCounter
@@ -49,6 +50,8 @@ class Run:
     """Whether it ran on real numbers, since the model's code looks at them."""
     calls: dict[bool, dict[Site, Called]]
     """Training or not -> where a function was called -> what it gave."""
+    sized: dict[bool, bool]
+    """Training or not -> whether the model's code met the size of an axis on which channels are (see `hfp.sizes`)."""
     operands: list[Operand]
     """Arguments in which removed channels have to be hidden; their channels are ids of the ledger."""
 
@@ -62,52 +65,57 @@ def needs_values(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or "meta tensor" in str(error).lower()
 
 
-def run(model: nn.Module, inputs: Arguments) -> Run:
-    """What a training and an evaluation run say of the channels of `model`, which is left as it was.
+@dataclass(frozen=True)
+class Subject:
+    """The model that is watched, what it is called with, and the names in it."""
+
+    model: nn.Module
+    inputs: Arguments
+    names: Names
+
+
+def run(subject: Subject) -> Run:
+    """What a training and an evaluation run say of the channels of the model, which is left as it was.
 
     They run on shapes alone, where that is possible; else on the numbers of the model and the example inputs.
     """
     try:
-        return _run(model, inputs, real=False)
+        return _run(subject, real=False)
     except NeedsValues:
-        return _run(model, inputs, real=True)
+        return _run(subject, real=True)
 
 
-def shadows_of(model: nn.Module, real: bool) -> dict[str, Tensor]:
-    """What stands in for the parameters and buffers of a model in a run: shapes alone, or copies of what it writes."""
-    parameters = dict(model.named_parameters())
-    return {
-        name: torch.empty_like(tensor, device="meta")
-        if not real
-        else tensor.detach()
-        if name in parameters
-        else tensor.clone()
-        for name, tensor in named_tensors(model).items()
-    }
+def _shadows(subject: Subject, real: bool) -> dict[str, Tensor]:
+    """What stands in for parameters and buffers: shapes alone, or the numbers, copied where a run may write."""
+    tensors = subject.names.tensors.items()
+    if not real:
+        return {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+    parameters = set(subject.names.parameters)
+    return {name: tensor.detach() if name in parameters else tensor.clone() for name, tensor in tensors}
 
 
-def _run(model: nn.Module, inputs: Arguments, real: bool) -> Run:
+def _run(subject: Subject, real: bool) -> Run:
     ledger = Ledger()
-    tensors = named_tensors(model)
-    shadows = shadows_of(model, real)
-    for name, tensor in tensors.items():
+    shadows = _shadows(subject, real)
+    for name, tensor in shadows.items():
         ledger.number(name, tensor.shape)
     steps: dict[bool, list[Step]] = {}
     calls: dict[bool, dict[Site, Called]] = {}
+    sized: dict[bool, bool] = {}
     operands: list[Operand] = []
     for training in (True, False):
         taken: list[Step] = []
-        watcher = Watcher(ledger, shadows, Position(model), taken.append, real)
+        watcher = Watcher(ledger, shadows, Position(subject.names.modules), taken.append, real)
         calls[training] = {}
         functions = Functions(watcher, training, _recorder(watcher, taken, calls[training]))
-        counter = PtflopsCounter(model, watcher.labels, watcher.position)
+        counter = PtflopsCounter(subject.model, watcher.labels, watcher.position)
         try:
             with nullcontext() if training else counter.watching():
-                play(model, shadows, inputs, functions, training=training)
+                play(subject, shadows, functions, training=training)
         except RuleError:
             raise
         except Exception as error:
-            explained = _explained(model, inputs, error)
+            explained = _explained(subject, error)
             if not training or (isinstance(explained, NeedsValues) and not real):
                 raise explained from error
             ledger.notes.append(
@@ -116,6 +124,7 @@ def _run(model: nn.Module, inputs: Arguments, real: bool) -> Run:
             )
         else:
             steps[training] = taken
+            sized[training] = real or watcher.sizes > 0
             operands += functions.operands
         if training:
             ledger.macs.clear()  # costs are those of evaluation mode
@@ -125,13 +134,17 @@ def _run(model: nn.Module, inputs: Arguments, real: bool) -> Run:
         ledger.notes.append(f"ptflops gives no number: {counter.failure}")
     else:
         ledger.ptflops = counter.terms()
-    return Run(ledger, steps, real, calls, operands)
+    return Run(ledger, steps, real, calls, sized, operands)
+
+
+_ONE = tree_flatten(None)[1]
+"""How a single value is nested."""
 
 
 def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called]) -> Around:
     def around(site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
         out = call()
-        leaves, spec = tree_flatten(out)
+        leaves, spec = ([out], _ONE) if isinstance(out, Tensor) else tree_flatten(out)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if tensors or watcher.real:  # then also numbers that were read off values
             outs = [(x.shape, watcher.labels(x), x.dtype, _memory_order(x)) for x in tensors]
@@ -147,16 +160,15 @@ def _memory_order(tensor: Tensor) -> list[int]:
     return sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
 
 
-def play(
-    model: nn.Module, shadows: dict[str, Tensor], inputs: Arguments, functions: Functions, *, training: bool
-) -> None:
+def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, training: bool) -> None:
     """One forward under `functions` and its watcher; `shadows`: name -> tensor. Outputs are pinned."""
     device = next(iter(shadows.values())).device if functions.watcher.real else torch.device("meta")
-    args, kwargs = placed(inputs, device)
+    args, kwargs = placed(subject.inputs, device)
     if training:  # batch norm wants more than one value per channel: a batch of two, where the first axis is a batch
         args, kwargs = tree_map(_doubled, (args, kwargs))
-    swapped = {alias: shadows[name] for alias, name in aliases(model).items()}
-    with _preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+    swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
+    model = subject.model
+    with preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         model.train(training)
         with functions.watcher.position.following(), functions.watcher, functions:
             out = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
@@ -167,17 +179,18 @@ def play(
 
 
 @contextmanager
-def _preserved(model: nn.Module) -> Iterator[None]:
-    """Whatever the forward writes into its modules (modes, caches, counters) is put back afterwards."""
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Whatever is written into its modules in here (modes, caches, counters, sizes) is put back afterwards."""
     inner = ("_parameters", "_buffers", "_modules")
-    saved = [(module, dict(vars(module)), [dict(vars(module)[name]) for name in inner]) for module in model.modules()]
+    saved = [(m, type(m), dict(vars(m)), [dict(vars(m)[name]) for name in inner]) for m in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused operator would hide what attention is made of
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, attributes, contents in saved:
+        for module, own_class, attributes, contents in saved:
+            module.__class__ = own_class
             vars(module).clear()
             vars(module).update(attributes)
             for name, content in zip(inner, contents, strict=True):
@@ -210,25 +223,13 @@ def tensors_of(out: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
     return found
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once, under the first of its names."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def aliases(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter and buffer -> the first name of the same tensor (tied weights have several)."""
-    first = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first[id(tensor)] for name, tensor in every}
-
-
 def _doubled(value: Any) -> Any:
     return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == 1 else value
 
 
-def _explained(model: nn.Module, inputs: Arguments, error: Exception) -> ValueError:
-    name = type(model).__name__
-    if isinstance(model, torch.jit.ScriptModule):
+def _explained(subject: Subject, error: Exception) -> ValueError:
+    name = type(subject.model).__name__
+    if isinstance(subject.model, torch.jit.ScriptModule):
         return ValueError(
             f"{name} is a TorchScript module, whose operators cannot be watched; pass the nn.Module it was made from"
         )
@@ -242,11 +243,8 @@ def _explained(model: nn.Module, inputs: Arguments, error: Exception) -> ValueEr
             f"the forward of {name} looks at the values of tensors ({first_line(error)}), which a run on shapes lacks; "
             "move the decision out of the part of the model that is to be pruned"
         )
-    args, kwargs = inputs
-    given = ", ".join(
-        [str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in args]
-        + [f"{name}={tuple(x.shape) if isinstance(x, Tensor) else x!r}" for name, x in kwargs.items()]
-    )
+    args, kwargs = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, subject.inputs)
+    given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
     return ValueError(
         f"{name} does not run on the example inputs, which are {given}: {first_line(error)}. "
         "Pass inputs that model(...) itself accepts."

@@ -14,20 +14,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from hfp.channels import ChannelTable, Group
 from hfp.functions import Functions
-from hfp.inputs import Arguments
 from hfp.labels import ANY, FIXED, Labels, Ledger, Place, prunable
 from hfp.position import Position, Site
 from hfp.rules.mixers import MIXERS
-from hfp.surgery import cut, live
-from hfp.tracing import Called, Run, needs_values, play, shadows_of
+from hfp.sizes import reads_widths
+from hfp.surgery import in_channels_last, resize
+from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, source_line
 
 _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
@@ -66,17 +67,19 @@ class Misfit:
     """The length that is to blame, where it is known."""
 
 
-def misfits(model: nn.Module, inputs: Arguments, table: ChannelTable, seen: Run) -> list[Misfit]:
+def misfits(subject: Subject, table: ChannelTable, seen: Run) -> list[Misfit]:
     """What the first trial that does not fit found out; nothing if the cut networks do what the dense one does."""
-    # Code that looks at values may look at their device as well, and go another way.
-    pretended = next(iter(model.parameters())).device if seen.real else None
+    able = reads_widths(subject.model, {name.partition(".")[0] for _, name in table.attributes})
+    modes = [training for training in seen.steps if able or seen.sized[training]]
+    if not modes:
+        return []
     for keep in (*(random_part(table, number) for number in range(_parts(table))), smallest_cut(table)):
         if not bool(keep.all()):
-            cutter = _Cut(table, keep)
-            small = cut(model, table, keep, device="meta")
-            found = [
-                m for training in seen.steps for m in _Trial(small, inputs, seen, cutter, training, pretended).run()
-            ]
+            cut = _Cut(table, keep)
+            with preserved(subject.model):
+                shadows = cut.shadows(subject.names.tensors)
+                resize(subject.model, table, cut.stays, {a: shadows[name] for a, name in subject.names.aliases.items()})
+                found = [misfit for training in modes for misfit in _Trial(subject, seen, cut, training).run()]
             if found:
                 return list({misfit.key: misfit for misfit in reversed(found)}.values())[::-1]
     return []
@@ -103,8 +106,9 @@ def _numbers(group: Group) -> list[int]:
     """How many channels of a group may be left in a trial, the nearest to half of them first."""
     # Two at least, where that is a cut: a single channel is not followed by name (see `_Cut`).
     least = max(group.least, 2 if group.width > 2 else 1)
+    half = group.width / 2
     numbers = range(least, max(least + 1, group.width))
-    return sorted(numbers, key=lambda n: abs(n - group.width / 2))[:64]
+    return sorted(numbers, key=lambda n: abs(n - half))[:64]
 
 
 def _parts(table: ChannelTable) -> int:
@@ -129,18 +133,11 @@ def smallest_cut(table: ChannelTable) -> Tensor:
 class _Trial:
     """One run of a cut network, in one mode, beside the record of the dense one."""
 
-    def __init__(
-        self,
-        small: nn.Module,
-        inputs: Arguments,
-        seen: Run,
-        cutter: _Cut,
-        training: bool,
-        pretended: torch.device | None,
-    ) -> None:
-        self.small, self.inputs, self.training, self.cutter = small, inputs, training, cutter
+    def __init__(self, subject: Subject, seen: Run, cut: _Cut, training: bool) -> None:
+        self.subject, self.cut, self.training = subject, cut, training
         self.dense, self.calls = seen.steps[training], seen.calls[training]
-        self.real, self.pretended = seen.real, pretended
+        self.real = seen.real
+        self.shadows = cut.shadows(subject.names.tensors)
         self.at = 0  # the next step of the dense run
         self.lost = False  # something is wrong in the function that is running
         # It takes another way than in the dense run (a reshape copies or not, einsum skips lengths of 1): how, and
@@ -149,11 +146,13 @@ class _Trial:
         self.found: list[Misfit] = []
 
     def run(self) -> list[Misfit]:
-        shadows = shadows_of(self.small, self.real)
-        self.watcher = Watcher(self.cutter.ledger(), shadows, Position(self.small), self._step, self.real)
-        functions = Functions(self.watcher, self.training, self._around, self.pretended)
+        position = Position(self.subject.names.modules)
+        self.watcher = Watcher(self.cut.ledger(), self.shadows, position, self._step, self.real)
+        # Code that looks at values may look at their device as well, and go another way.
+        device = next(iter(self.subject.names.tensors.values())).device if self.real else None
+        functions = Functions(self.watcher, self.training, self._around, device)
         try:
-            play(self.small, shadows, self.inputs, functions, training=self.training)
+            play(self.subject, self.shadows, functions, training=self.training)
             if self.astray is not None or self._expected() is not None:
                 self._misfit(self._expected(), self.astray[0] if self.astray else "ends early")
         except RuleError:
@@ -166,13 +165,13 @@ class _Trial:
         """The next step of the dense run that matters."""
         while self.at < len(self.dense):
             step = self.dense[self.at]
-            if _matters(step, map(self.cutter.left, step.touched)):
+            if self._matters(step, map(self.cut.left, step.touched)):
                 return step
             self.at += 1
         return None
 
     def _step(self, step: Step) -> None:
-        if self.lost or self.astray or not _matters(step, step.touched):
+        if self.lost or self.astray or not self._matters(step, step.touched):
             return
         dense = self._expected()
         if dense is None or _operator(step) != _operator(dense):
@@ -184,22 +183,34 @@ class _Trial:
             self.astray = self._differs(step, dense)
             self.at += 1
 
+    def _matters(self, step: Step, labels: Iterable[Tensor]) -> bool:
+        """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
+        name = step.operator.rstrip("_")
+        return name not in _IDLE and (name in _ALWAYS or any(map(self.cut.alive, labels)))
+
     def _differs(self, step: Step, dense: Step) -> tuple[str, Sequence[Extent]] | None:
         if len(step.shapes) != len(dense.shapes):
             return f"gets {len(step.shapes)} parts from {step.operator} instead of {len(dense.shapes)}", ()
         for shape, dense_shape, labels, dense_labels in zip(
             step.shapes, dense.shapes, step.labels, dense.labels, strict=True
         ):
-            predicted = self.cutter.shape(dense_shape, dense_labels)
+            predicted = self.cut.shape(dense_shape, dense_labels)
             # What is multiplied is counted, so there every length has to be the predicted one.
             counted = dense.operator in MIXERS
             if not _fits(shape, predicted, () if counted else dense_labels):
                 how = f"gets the shape {tuple(shape)} from {step.operator}, where {tuple(predicted)} is left"
                 return how, self._extents(dense_shape, dense_labels, predicted, shape, counted)
             for axis, ids in enumerate(dense_labels):
-                if ids is not None and not _same(self.cutter.left(ids), labels[axis] if labels else None):
+                if ids is not None and not self._same(ids, labels[axis] if labels else None):
                     return f"gets other channels from {step.operator}", ()
         return None
+
+    def _same(self, ids: Tensor, found: Tensor | None) -> bool:
+        """Whether labels are those that are left; an axis on which none are visible any more may go without."""
+        left = self.cut.left(ids)
+        if found is None or not self.cut.alive(left):
+            return len(left) == 1 or not self.cut.alive(left)
+        return found is left or torch.equal(left, found.clamp_min(FIXED))
 
     def _around(self, site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
         """The function's output, or what should have come out."""
@@ -238,9 +249,9 @@ class _Trial:
         counted = any(step.operator in MIXERS for step in self.dense[start : called.end])
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         return len(tensors) == len(called.outs) and all(
-            _fits(tensor.shape, self.cutter.shape(shape, labels), () if counted else labels)
+            _fits(tensor.shape, self.cut.shape(shape, labels), () if counted else labels)
             and all(
-                ids is None or _same(self.cutter.left(ids), own)
+                ids is None or self._same(ids, own)
                 for ids, own in zip(labels, self.watcher.labels(tensor) or (None,) * len(labels), strict=True)
             )
             for tensor, (shape, labels, *_) in zip(tensors, called.outs, strict=True)
@@ -261,7 +272,7 @@ class _Trial:
             axis = args[1] % args[0].dim()
             asked = [*args[0].shape[:axis], *args[2], *args[0].shape[axis + 1 :]]
         shape, labels = called.outs[0][:2]
-        extents = self._extents(shape, labels, self.cutter.shape(shape, labels), asked) if len(called.outs) == 1 else []
+        extents = self._extents(shape, labels, self.cut.shape(shape, labels), asked) if len(called.outs) == 1 else []
         known = extents or ([misfit.extent] if misfit.extent else [])
         return [replace(misfit, key=(site, e.axis), extent=e) for e in known] or [replace(misfit, key=(site,))]
 
@@ -269,11 +280,11 @@ class _Trial:
         """New tensors of the shapes that are left, in the memory order of the dense ones."""
         leaves = []
         for shape, labels, dtype, order in called.outs:
-            sizes = self.cutter.shape(shape, labels)
-            device = next(self.small.parameters()).device
+            sizes = self.cut.shape(shape, labels)
+            device = next(iter(self.shadows.values())).device
             tensor = torch.zeros([sizes[axis] for axis in order], dtype=dtype, device=device)
             tensor = tensor.permute([order.index(axis) for axis in range(len(order))])
-            self.watcher.label(tensor, tuple(None if ids is None else self.cutter.visible(ids) for ids in labels))
+            self.watcher.label(tensor, tuple(None if ids is None else self.cut.visible(ids) for ids in labels))
             leaves.append(tensor)
         tensors = iter(leaves)
         return tree_unflatten([next(tensors, None) if leaf is None else leaf for leaf in called.leaves], called.spec)
@@ -302,7 +313,7 @@ class _Trial:
         for step in reversed(self.dense[: self.at + 1]):
             for other in step.touched:
                 alike = len(other) == len(ids) and other is not ids and id(other) not in known
-                if alike and self.cutter.length(other) == found:
+                if alike and self.cut.length(other) == found:
                     known[id(other)] = other
             if len(known) > 3:
                 break
@@ -316,7 +327,7 @@ class _Trial:
 
     def _blamed(self) -> tuple[Tensor, ...]:
         """The labels at the next step, or the last one before it, at which some can still be cut."""
-        channels = self.cutter.table.channel_of
+        channels = self.cut.table.channel_of
         for step in reversed(self.dense[: self.at + 1]):
             touched = tuple(ids for ids in reversed(step.touched) if prunable(channels[ids[ids >= 0]]))
             if touched:
@@ -334,7 +345,8 @@ class _Cut:
         self.table = table
         self.stays = table.extended(keep)
         # By identity; the ids stand beside, so that no others can take their place.
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._left: dict[int, tuple[Tensor, Tensor]] = {}
+        self._alive: dict[int, tuple[Tensor, bool]] = {}
         # An axis of one channel has no labels: so the only channel left of a group goes without.
         visible = keep.clone()
         for group in table.groups:
@@ -351,10 +363,16 @@ class _Cut:
 
     def left(self, ids: Tensor) -> Tensor:
         """What is left of the labels (n,) of an axis."""
-        if id(ids) not in self._known:
+        if id(ids) not in self._left:
             channels = self._channels(ids)
-            self._known[id(ids)] = ids, self.shown[channels[self.stays[channels]]]
-        return self._known[id(ids)][1]
+            self._left[id(ids)] = ids, self.shown[channels[self.stays[channels]]]
+        return self._left[id(ids)][1]
+
+    def alive(self, left: Tensor) -> bool:
+        """Whether any channel can be seen in what is left of an axis."""
+        if id(left) not in self._alive:
+            self._alive[id(left)] = left, prunable(left)
+        return self._alive[id(left)][1]
 
     def visible(self, ids: Tensor) -> Tensor | None:
         left = self.left(ids)
@@ -369,12 +387,28 @@ class _Cut:
         lengths = labels or (None,) * len(dense)
         return [n if ids is None else self.length(ids) for n, ids in zip(dense, lengths, strict=True)]
 
+    @cached_property
+    def axes(self) -> dict[str, tuple[Tensor, ...]]:
+        """Tensor name -> what is left along each of its dims."""
+        vectors = [vector for ids in self.table.axes.values() for vector in ids]
+        flat = torch.cat(vectors)
+        owner = torch.repeat_interleave(torch.tensor([len(vector) for vector in vectors]))
+        stays = self.stays[flat]  # FIXED looks up the last entry
+        lengths = owner[stays].bincount(minlength=len(vectors))
+        left = iter(self.shown[flat[stays]].split(lengths.tolist()))
+        return {name: tuple(next(left) for _ in ids) for name, ids in self.table.axes.items()}
+
+    def shadows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is left of parameters and buffers: shapes alone."""
+        shadows = {}
+        for name, tensor in tensors.items():
+            order = torch.channels_last if in_channels_last(tensor) else torch.contiguous_format
+            shape = [len(ids) for ids in self.axes[name]]
+            shadows[name] = torch.empty(shape, dtype=tensor.dtype, device="meta", memory_format=order)
+        return shadows
+
     def ledger(self) -> Ledger:
-        axes = {
-            name: tuple(self.shown[vector[live(vector, self.stays)]] for vector in ids)
-            for name, ids in self.table.axes.items()
-        }
-        return _CutLedger(axes=axes, sets=self.sets)
+        return _CutLedger(axes=self.axes, sets=self.sets)
 
 
 class _Sets:
@@ -404,9 +438,18 @@ class _Sets:
 
 @dataclass
 class _CutLedger(Ledger):
-    """The ledger of a cut network: factors and products are not new ids, but those that the table knows."""
+    """The ledger of a cut network: factors and products are not new ids, but those that the table knows.
+
+    What it would be told is known already, so it does not listen.
+    """
 
     sets: _Sets = field(default_factory=lambda: _Sets(0))
+
+    def tie(self, a: Tensor, b: Tensor, place: Place) -> None: ...
+
+    def pin(self, ids: Tensor, reason: str, place: Place) -> None: ...
+
+    def ask(self, ids: Tensor, how: str, reason: str, place: Place) -> None: ...
 
     def split(self, ids: Tensor, place: Place) -> list[Tensor]:
         """What all ids at the same index of an axis have in common, and do not share with all the others."""
@@ -431,12 +474,6 @@ def _operator(step: Step) -> str:
     return _SAME_OPERATOR.get(step.operator, step.operator)
 
 
-def _matters(step: Step, labels: Iterable[Tensor]) -> bool:
-    """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
-    name = step.operator.rstrip("_")
-    return name not in _IDLE and (name in _ALWAYS or any(prunable(ids) for ids in labels))
-
-
 def _fits(shape: Sequence[int], predicted: Sequence[int], labels: Labels) -> bool:
     """Whether a shape is the predicted one; axes on which all is alike may have any length."""
     axes = labels or (None,) * len(predicted)
@@ -444,10 +481,3 @@ def _fits(shape: Sequence[int], predicted: Sequence[int], labels: Labels) -> boo
         got == want or (ids is not None and bool((ids == ANY).all()))
         for got, want, ids in zip(shape, predicted, axes, strict=True)
     )
-
-
-def _same(left: Tensor, found: Tensor | None) -> bool:
-    """Whether labels are those that are left; an axis on which none are visible any more may go without."""
-    if found is None or not prunable(left):
-        return len(left) == 1 or not prunable(left)
-    return torch.equal(left, found.clamp_min(FIXED))

@@ -8,21 +8,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from hfp.labels import Labels, Ledger, Place, Term
 from hfp.position import Position
 from hfp.rules import RULES, Call, unknown
+from hfp.rules.call import tensors_in, values_in
 from hfp.rules.movers import MOVERS
 from hfp.rules.norms import NORMS
 from hfp.rules.pointwise import FACTORIES, POINTWISE, UNIFORM
 from hfp.rules.reducers import REDUCERS
+from hfp.shapes import outputs
+from hfp.sizes import SIZE_FREE
 
 _OWN = f"{Path(__file__).parent}{os.sep}"
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator: torchvision is another library
@@ -69,6 +73,7 @@ class Watcher(TorchDispatchMode):
         self.position = position
         self.on_step = on_step
         self.real = real  # whether tensors have values, which then differ from run to run
+        self.sizes = 0  # how often channels have met an operator that is given a size
         self._paused = False
         # Keyed by identity; the tensor stands beside its entry so that no other can take its id while the run lasts.
         self._names = {id(tensor): (tensor, name) for name, tensor in shadows.items()}
@@ -100,9 +105,9 @@ class Watcher(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        leaves = tree_leaves((args, kwargs))
-        tensors = [x for x in leaves if isinstance(x, Tensor)]
-        out = _execute(func, args, kwargs)
+        values = values_in((*args, *kwargs.values()))
+        tensors = [x for x in values if isinstance(x, Tensor)]
+        out = outputs(func, args, kwargs)
         for tensor in tensors:
             if id(tensor) not in self._labels:
                 self._adopt(tensor)
@@ -112,13 +117,15 @@ class Watcher(TorchDispatchMode):
         counted = func.overloadpacket in flop_registry
         if counted or before or place.operator in _LABELLING:
             place = self._apply(func, args, kwargs, out, place, counted)
-        for tensor in (x for x in tree_leaves(out) if isinstance(x, Tensor)):
+        for tensor in tensors_in((out,)):
             self._labels.setdefault(id(tensor), (tensor, ()))
             self._by_storage.setdefault(storage(tensor), tensor)
         outs = labelled(out)
         after = tuple(self.labels(tensor) for tensor in outs)
         touched = before + tuple(ids for labels in after for ids in labels if ids is not None)
-        scalars = tuple(map(self._value, leaves)) if place.operator.rstrip("_") in SIZELESS else ()
+        if touched and place.operator.rstrip("_") not in SIZE_FREE:
+            self.sizes += 1
+        scalars = tuple(map(self._value, values)) if place.operator.rstrip("_") in SIZELESS else ()
         self.on_step(Step(place.operator, scalars, tuple(t.shape for t in outs), after, touched, place))
         return out
 
@@ -159,8 +166,9 @@ class Watcher(TorchDispatchMode):
 
     def to_meta(self, arguments: Any) -> Any:
         """Arguments of one function on one device: the meta device, if one of them is there."""
-        tensors = [x for x in tree_leaves(arguments) if isinstance(x, Tensor)]
-        if len({x.is_meta for x in tensors}) < 2:
+        found: list[Tensor] = []
+        _gather(arguments, found)
+        if len({x.is_meta for x in found}) < 2:
             return arguments
         with self.paused():
             return tree_map(self._to_meta, arguments)
@@ -188,12 +196,16 @@ class Watcher(TorchDispatchMode):
                 self._names[id(out)] = (out, name)
 
 
-def _execute(func: Any, args: Any, kwargs: Any) -> Any:
-    """Call `func`, but not for batch norm on shapes, which PyTorch does in Python: half of the time of a run."""
-    if func.overloadpacket is torch.ops.aten.native_batch_norm and args[0].is_meta:
-        saved = args[0].new_empty(args[0].shape[1] if args[5] else 0)
-        return torch.empty_like(args[0]), saved, saved.clone()
-    return func(*args, **kwargs)
+def _gather(value: Any, found: list[Tensor]) -> None:
+    """The tensors in nested arguments, as `tree_leaves` finds them, in a fraction of its time."""
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            _gather(entry, found)
+    elif isinstance(value, dict):
+        for entry in value.values():
+            _gather(entry, found)
 
 
 def labelled(out: Any) -> list[Tensor]:
@@ -217,6 +229,10 @@ def source_line() -> str:
             return f"{Path(file).name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def is_own(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_OWN)
 
 
 def first_line(error: Exception) -> str:

@@ -15,9 +15,10 @@ from hfp.channels import ChannelTable
 from hfp.cost import Cost
 from hfp.threshold import smallest, threshold
 from hfp.trace import Ignored, ignored_modules, trace
-from hfp.trial import random_part
+from hfp.verify import Proof, random_keeps
 
 THRESHOLDS = 25  # how often the live channels are chosen anew on the way to the target
+CUTS, MANY_CUTS = 2, 5  # random cuts that `wrap` tries by default, and where it is told to verify
 VERIFIED_BY_DEFAULT = 50_000_000  # parameters up to which `wrap` proves on real numbers that gating equals removing
 
 
@@ -132,12 +133,12 @@ class GatedModel(nn.Module):
     def compact(self) -> nn.Module:
         """A dense network of the model's own class, within the budget, that computes what this one does.
 
-        Before the end of the schedule the gates are thresholded to the target as they are. RuntimeError if the compact
-        network computes something else, which would be a bug of hfp.
+        Before the end of the schedule the gates are thresholded to the target as they are. `hfp.Disagreement`, a
+        RuntimeError that names the channel groups to blame, if the compact network computes something else.
         """
         keep = self._chosen(1.0)
         small = surgery.compact(self.model, self.table, keep)
-        self._verify(keep, small)
+        self._proof().check(keep, small)
         counts = {name: cost.count(keep) for name, cost in self._counts().items()}
         small.hfp_record = surgery.Record(  # type: ignore[assignment]
             keep=keep,
@@ -163,26 +164,11 @@ class GatedModel(nn.Module):
         scores = self.gates if bool(self.gates.any()) else methods.magnitude.relative_magnitude(self.model, self.table)
         return threshold(scores, self.table, limits, round_to=self.round_to)
 
-    def _verify(self, keep: Tensor, small: nn.Module) -> None:
-        modes = {module: module.training for module in (*self.model.modules(), *small.modules())}
-        open_gates = keep.to(self.gates)
-
-        def gated(*args: Any, **kwargs: Any) -> Any:
-            return gates.gated_forward(self.model, self._readers, open_gates, *args, **kwargs)
-
-        dtype = _precision(self.model)  # it may have been cast, or moved, since it was wrapped
-        arguments = inputs.placed(self._arguments, self.gates.device, {self._dtype: dtype})
-        try:
-            self.model.eval(), small.eval()
-            error = surgery.difference(gated, small, arguments, inputs.tells_values(self.table.inputs))
-        finally:
-            for module, training in modes.items():
-                module.training = training
-        if error > surgery.TOLERANCE.get(dtype, 1e-4):
-            raise RuntimeError(
-                f"the compact network differs from the gated one by {error:.1e} of its largest output, a bug of hfp; "
-                "please report it with the model's code. hfp.wrap(..., ignore=[...]) can leave layers whole"
-            )
+    def _proof(self) -> Proof:
+        # The model may have been cast, or moved, since it was wrapped.
+        arguments = inputs.placed(self._arguments, self.gates.device, {self._dtype: _precision(self.model)})
+        ignored = self.targets["ignore"]
+        return Proof(self.model, self.table, arguments, readers=self._readers, ignored=ignored)
 
 
 def _precision(model: nn.Module) -> torch.dtype:
@@ -228,10 +214,12 @@ def wrap(
     are).
     `counter`: "macs" counts multiply-adds of convolutions, linear layers and matrix products, half of what
         `torch.utils.flop_counter.FlopCounterMode` shows; "ptflops" what ptflops' default backend prints.
-    `verify`: compare the gated with the compacted network on random numbers before any training; by default for
-        networks of up to 50 million parameters.
+    `verify`: whether to compare the gated with the compacted network on random numbers, before any training; by
+        default, with fewer random cuts, networks of up to 50 million parameters are.
 
     ValueError for a target that is out of reach (with the smallest that is not) and for a model that cannot be wrapped.
+    `hfp.Disagreement`, with the channel groups to blame, if gating channels of this model is not the same as removing
+    them.
     """
     _check_model(model, target_macs, target_params)
     _check_options(steps, round_to, counter, method)
@@ -260,8 +248,9 @@ def wrap(
         targets=targets | {"counter": counter, "round_to": round_to, "ignore": ignored},
     )
     if verify or (verify is None and net.dense_params <= VERIFIED_BY_DEFAULT):
-        keep = random_part(table)
-        net._verify(keep, surgery.compact(model, table, keep))
+        proof = net._proof()
+        for keep in random_keeps(table, MANY_CUTS if verify else CUTS):
+            proof.check(keep)
     return net
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.overrides import TorchFunctionMode
 
+from hfp.names import Names
 from hfp.position import Position, Site
 
 X = torch.zeros(2, 4)
@@ -31,7 +32,7 @@ class Noted(TorchFunctionMode):
 
 
 def sites(model: nn.Module, name: str = "relu") -> list[Site]:
-    position = Position(model)
+    position = Position(Names.of(model).modules)
     with position.following(), Noted(position, name) as noted:
         model(X)
     return noted.sites
@@ -62,13 +63,13 @@ def test_every_pass_has_the_same_sites() -> None:
 
 
 def test_functions_of_different_names_are_counted_apart() -> None:
-    position = Position(nested())
+    position = Position(Names.of(nested()).modules)
     found = [position.site(name) for name in ("relu", "add", "relu", "add")]
     assert [(site.function, site.number) for site in found] == [("relu", 1), ("add", 1), ("relu", 2), ("add", 2)]
 
 
 def test_inside_a_function_calls_are_counted_by_themselves() -> None:
-    position = Position(nn.Sequential())
+    position = Position({})
     before = position.site("layer_norm")
     assert not position.opened
     with position.inside(before):
@@ -81,7 +82,7 @@ def test_inside_a_function_calls_are_counted_by_themselves() -> None:
 
 def test_path_and_module_are_those_of_what_runs() -> None:
     model, seen = nested(), []
-    position = Position(model)
+    position = Position(Names.of(model).modules)
     for module in model.modules():
         module.register_forward_pre_hook(lambda module, args: seen.append((position.path, position.module is module)))
     with position.following():

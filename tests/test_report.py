@@ -1,18 +1,15 @@
 """What is shown: counts against published figures, tables cell by cell, pictures that are there."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torchvision
 from torch import nn
 
 import models
-from hfp import report, trace
-from hfp.explain import table_text
+from hfp import report
 
 ROW = {"accuracy": 0.9731, "params": 1234, "params_share": 0.5, "macs": 56789, "macs_share": 0.4, "latency_ms": 1.25}
 RESULT: dict[str, Any] = {
@@ -72,13 +69,6 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
 
 
-def columns(text: str) -> list[list[str]]:
-    """The first lines of the rows of tables without frames; a line of blanks at first goes on with the one above."""
-    bodies = [body.strip("\n").split("\n\n")[0] for body in re.split(r"^ ─+$", text, flags=re.MULTILINE)[1:]]
-    lines = [line for body in bodies for line in body.splitlines() if not line.startswith(10 * " ")]
-    return [re.split(r" {2,}", line.strip()) for line in lines]
-
-
 def printed(table: Any, capsys: pytest.CaptureFixture[str]) -> str:
     report.console().print(table)
     return capsys.readouterr().out
@@ -123,68 +113,6 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [task.description for task in display._bar.tasks] == ["finetune"]
         display.line("stays")
     assert "stays" in wide.export_text()
-
-
-class Blend(nn.Module):
-    """A residual pair that can be pruned, and an output that cannot."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.body = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.head = nn.Linear(8, 10, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        return self.head((x + self.body(x)).mean((2, 3)))
-
-
-def test_the_channel_table_in_words() -> None:
-    text = table_text(trace(Blend(), torch.zeros(1, 3, 4, 4)))
-    assert text == str(trace(Blend(), torch.zeros(1, 3, 4, 4)))
-    assert text.startswith("8 channels in 1 groups can be pruned")
-    groups, pinned = text.split("Stays whole")
-    assert columns(groups) == [["0", "8", "stem, body", "body, head", "100.0 %", "100.0 %"]]
-    assert "12,752 MACs and 872 parameters in all" in groups
-    assert columns(pinned) == [["head", "10", "is an output of the network", "output"]]
-    assert all(line == line.rstrip() for line in text.splitlines())
-
-
-@pytest.mark.parametrize("width", [80, 100, 200])
-def test_long_lists_of_layers_are_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    text = table_text(trace(torchvision.models.mobilenet_v2(), torch.zeros(1, 3, 32, 32)))
-    assert "and 1 more" in " ".join(text.split()) and max(map(len, text.splitlines())) <= min(width, report.PLAIN_WIDTH)
-    assert "features.10.conv.0.0," in text.split()  # the longest name that is listed is not folded
-
-
-def test_groups_that_share_their_layers_can_be_told_apart() -> None:
-    """A stage that is padded on both sides: its halves have the same convolutions."""
-    rows = columns(table_text(trace(models.build("resnet20"))))
-    assert [row[2].split(",")[0] for row in rows if row[1] == "8"] == [
-        f"layer2.0.shortcut.{side}" for side in ("before", "after")
-    ]
-
-
-def test_a_network_without_groups() -> None:
-    text = table_text(trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)))
-    assert text.startswith("0 channels in 0 groups can be pruned\n3,888 MACs")
-    assert columns(text) == [["weight", "4", "is an output of the network", "output"]]
-
-
-class Bessel(nn.Conv2d):
-    """A convolution whose weight goes through an operator that no rule knows."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.conv2d(x, torch.special.bessel_j0(self.weight), self.bias)
-
-
-def test_a_layer_that_is_pinned_in_several_dims_is_named_once() -> None:
-    table = trace(nn.Sequential(nn.Conv2d(3, 6, 3), Bessel(6, 4, 3)), torch.zeros(1, 3, 8, 8))
-    assert len({pinned.dim for pinned in table.pinned if pinned.tensor == "1.weight"}) > 1
-    rows = [row for row in columns(table_text(table)) if row[0] == "1" and "without a rule" in row[2]]
-    assert [row[1:3] for row in rows] == [["4", "is touched by an operator without a rule"]]
-    assert rows[0][3].startswith("special_bessel_j0 in 1 (test_report.py:")
 
 
 def test_a_finished_run_is_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

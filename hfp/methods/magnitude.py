@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hfp.channels import ChannelTable, with_products
 from hfp.labels import FIXED, prunable
-from hfp.tracing import named_tensors
+from hfp.names import Names
 
 
 def relative_magnitude(model: nn.Module, table: ChannelTable) -> Tensor:
@@ -17,7 +17,7 @@ def relative_magnitude(model: nn.Module, table: ChannelTable) -> Tensor:
     layers differ in scale for reasons (their fan-in) that say nothing of their worth.
     """
     sums = torch.zeros(table.channels + len(table.products), 2, dtype=torch.float64)  # of |w|, and how many w
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in Names.of(model).tensors.items():
         for dim, vector in enumerate(table.axes[name]):
             if tensor.dim() > 1 and (name, dim) not in table.readers and prunable(vector):
                 size = _absolute_sums(tensor.detach(), dim)

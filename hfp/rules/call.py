@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from hfp.labels import Labels, Ledger, Place
 
@@ -29,7 +28,7 @@ class Call:
     """The module in whose forward the operator runs."""
 
     def tensors(self) -> list[Tensor]:
-        return [x for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Tensor)]
+        return tensors_in((*self.args, *self.kwargs.values()))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by its position in the schema, or by its name."""
@@ -41,6 +40,21 @@ class Call:
         """The ids along one axis of a tensor; None where there are none."""
         labels = self.labels(tensor)
         return labels[axis] if labels else None
+
+
+def values_in(arguments: Iterable[Any]) -> list[Any]:
+    """The arguments or outputs of an operator, which may be lists, one by one: `tree_leaves`, but quicker."""
+    values: list[Any] = []
+    for argument in arguments:
+        if isinstance(argument, (list, tuple)):
+            values.extend(argument)
+        else:
+            values.append(argument)
+    return values
+
+
+def tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
+    return [x for x in values_in(arguments) if isinstance(x, Tensor)]
 
 
 Rule = Callable[[Ledger, Call], Labels | list[Labels]]

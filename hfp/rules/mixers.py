@@ -33,8 +33,8 @@ def _read(ledger: Ledger, call: Call, x: Tensor | None, weight: Tensor, ids: Ten
     elif ids is None and x is not None:
         ledger.pin(x, "is read by a weight that has no labels", call.place)
     elif x is not None and ids is not None:
-        ledger.tie(x, ids, call.place)
-        dims = [dim for dim, own in enumerate(ledger.axes[name]) if torch.equal(own, ids)] if name else []
+        ledger.meet(x, ids, call.place)
+        dims = [dim for dim, own in enumerate(ledger.axes[name]) if own is ids or torch.equal(own, ids)] if name else []
         if name and dims:
             ledger.readers.setdefault(name, set()).update(dims)
         else:  # a gate on the parameter behind a computed weight is not a gate on the weight
@@ -134,7 +134,7 @@ def _add_bias(ledger: Ledger, call: Call, made: Tensor | None, bias: Tensor) -> 
     if made is not None and bias.dim():
         own = call.ids(bias, -1)
         if own is not None:
-            ledger.tie(made, own, call.place)
+            ledger.meet(made, own, call.place)
         elif bias.shape[-1] > 1:
             ledger.pin(made, "has a bias without labels", call.place)
 

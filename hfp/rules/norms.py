@@ -20,7 +20,7 @@ def batch_norm(ledger: Ledger, call: Call) -> Labels:
     for vector in vectors:
         own = call.ids(vector, 0)
         if own is not None and ids is not None:
-            ledger.tie(ids, own, call.place)
+            ledger.meet(ids, own, call.place)
         elif own is not None:
             ledger.pin(own, "normalises values that belong to no channel", call.place)
         elif ids is not None and vector.numel() > 1:
@@ -41,7 +41,7 @@ def weight_norm(ledger: Ledger, call: Call) -> Labels:
     for axis, ids in enumerate(labels):
         own = call.ids(g, axis)
         if ids is not None and own is not None:
-            ledger.tie(ids, own, call.place)
+            ledger.meet(ids, own, call.place)
         elif ids is not None and axis != dim % v.dim():
             ledger.ask(ids, "zero", "is reduced or normalised along the channels", call.place)
     return labels

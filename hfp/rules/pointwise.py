@@ -35,10 +35,7 @@ def _met(ledger: Ledger, call: Call, extents: Sequence[Tensor | None]) -> Tensor
         return None
     merged: Tensor | None = None
     for ids in labelled:
-        if merged is not None:
-            ledger.tie(merged, ids, call.place)
-            ids = torch.where(merged >= 0, merged, torch.maximum(merged, ids))
-        merged = ids
+        merged = ids if merged is None else ledger.meet(merged, ids, call.place)
     return merged
 
 

@@ -1,0 +1,139 @@
+"""What the commonest operators give on the meta device.
+
+PyTorch's own kernels for shapes are Python decompositions of up to a millisecond for many an operator: most of the time
+of a run. Here are the plainest cases of a few; all others, and every error, are left to PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+def outputs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func(*args, **kwargs)`, quicker where all that counts is the shape."""
+    plain = _PLAIN.get(func)
+    first = args[0] if args else None
+    if isinstance(first, list) and first:
+        first = first[0]
+    if plain is not None and not kwargs and isinstance(first, Tensor) and first.is_meta:
+        out = plain(*args)
+        if out is not None:
+            return out
+    return func(*args, **kwargs)
+
+
+def _new(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape) if x.is_contiguous() else torch.empty_like(x)
+
+
+def _like(x: Tensor, *_: Any) -> Tensor | None:
+    return _new(x) if x.is_floating_point() else None
+
+
+def _itself(x: Tensor, *_: Any) -> Tensor | None:
+    return x if x.is_floating_point() else None
+
+
+def _larger(x: Tensor, y: Any, *_: Any) -> Tensor | None:
+    """The one of two operands that has the shape of both together."""
+    if not x.is_floating_point() or not x.dim():
+        return None
+    if not isinstance(y, Tensor):
+        return x if isinstance(y, (int, float)) else None
+    if y.dtype != x.dtype or not y.is_meta or not y.dim():
+        return None
+    if x.shape == y.shape:
+        return x
+    together = _broadcast(x.shape, y.shape)
+    return x if together == x.shape else y if together == y.shape else None
+
+
+def _broadcast(a: torch.Size, b: torch.Size) -> torch.Size | None:
+    try:
+        return torch.broadcast_shapes(a, b)
+    except RuntimeError:
+        return None
+
+
+def _both(x: Tensor, y: Any, *_: Any) -> Tensor | None:
+    larger = _larger(x, y)
+    return None if larger is None else _new(larger)
+
+
+def _both_into_first(x: Tensor, y: Any, *_: Any) -> Tensor | None:
+    return x if _larger(x, y) is x else None
+
+
+def _batch_norm(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    saved = x.new_empty(x.shape[1] if args[4] else 0)
+    return _new(x), saved, _new(saved)
+
+
+def _addmm(bias: Any, a: Tensor, b: Tensor) -> Tensor | None:
+    fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == b.shape[1:]
+    return a.new_empty(a.shape[0], b.shape[1]) if fits and bias.dtype == a.dtype == b.dtype else None
+
+
+def _mean(x: Tensor, axes: Any, keepdim: bool = False) -> Tensor | None:
+    if not x.is_floating_point() or not axes:
+        return None
+    gone = {axis % x.dim() for axis in axes}
+    if keepdim:
+        return x.new_empty([1 if axis in gone else n for axis, n in enumerate(x.shape)])
+    return x.new_empty([n for axis, n in enumerate(x.shape) if axis not in gone])
+
+
+def _cat(tensors: list[Tensor], axis: int = 0) -> Tensor | None:
+    x = tensors[0]
+    if not x.dim() or not all(y.dtype == x.dtype and y.is_meta and y.is_contiguous() for y in tensors):
+        return None
+    axis %= x.dim()
+    others = {(*y.shape[:axis], *y.shape[axis + 1 :], y.dim()) for y in tensors}
+    size = sum(y.shape[axis] for y in tensors)
+    return x.new_empty((*x.shape[:axis], size, *x.shape[axis + 1 :])) if len(others) == 1 else None
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Tensor | None:
+    made = weight.shape[0]
+    fits = x.dim() == weight.dim() == len(stride) + 2 and x.shape[1] == weight.shape[1] * groups and made % groups == 0
+    alike = x.dtype == weight.dtype and weight.is_meta and x.is_contiguous() and weight.is_contiguous()
+    if transposed or not fits or not alike or not (bias is None or bias.shape == (made,)):
+        return None
+    if len(padding) != len(stride) or len(dilation) != len(stride) or 0 in x.shape or 0 in weight.shape:
+        return None
+    kernels = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    grid = [(n + 2 * pad - apart * (k - 1) - 1) // step + 1 for n, k, step, pad, apart in kernels]
+    return x.new_empty((x.shape[0], made, *grid)) if min(grid) > 0 else None
+
+
+_UNARY = "elu gelu hardsigmoid hardswish hardtanh leaky_relu relu sigmoid silu softplus tanh".split()
+_BINARY = "add sub mul div".split()
+
+_PLAIN: dict[Any, Callable[..., Any]] = {
+    **{getattr(aten, name).default: _like for name in [*_UNARY, "_softmax", "_safe_softmax", "_log_softmax"]},
+    **{getattr(aten, f"{name}_").default: _itself for name in _UNARY if hasattr(aten, f"{name}_")},
+    **{getattr(aten, name).Tensor: _both for name in _BINARY},
+    **{getattr(aten, f"{name}_").Tensor: _both_into_first for name in _BINARY},
+    **{getattr(aten, name).Scalar: _both for name in _BINARY},
+    aten.native_batch_norm.default: _batch_norm,
+    aten.addmm.default: _addmm,
+    aten.convolution.default: _convolution,
+    aten.mean.dim: _mean,
+    aten.cat.default: _cat,
+}

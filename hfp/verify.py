@@ -1,0 +1,229 @@
+"""Proof before training: on random numbers, a network with gates computes what the network cut to them does.
+
+The trial cut (`hfp.trial`) compares shapes and labels, by the same rules that made the table, and mostly on shapes
+alone. This compares numbers: a rule that is wrong, or code that does something else on real numbers, shows here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfp import gates, surgery
+from hfp.channels import ChannelTable
+from hfp.explain import phrase
+from hfp.inputs import Arguments, arguments, placed, rebuild, tells_values
+from hfp.trial import random_part
+from hfp.watcher import first_line
+
+DOUBLE = 1e-6  # the tolerance where float64 decides: some networks compute a part in float32, whatever their weights
+NOTHING = 1e-3  # a parameter whose largest value is below this adds nothing that a check would see
+SHOWN = 5  # groups in an error; `Disagreement.groups` has all
+
+
+class Disagreement(RuntimeError):
+    """Gating channels and removing them do not come to the same. `groups`: numbers of the groups that are to blame."""
+
+    def __init__(self, message: str, groups: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.groups = groups
+
+
+def verify(model: nn.Module, table: ChannelTable, example_inputs: Any = None, *, cuts: int = 3) -> float:
+    """How far gated and compacted outputs are apart at most, relative to the largest, for `cuts` random keep vectors.
+
+    >>> from hfp.trace import trace
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> verify(model, trace(model, torch.zeros(1, 3, 8, 8))) < 1e-6
+    True
+
+    `example_inputs` are needed for models whose code looks at values only; else noise of the traced shapes does.
+    Disagreement, with the channel groups that are to blame, where the outputs are not the same but for rounding.
+    """
+    if isinstance(cuts, bool) or not isinstance(cuts, int) or cuts < 1:
+        raise ValueError(f"cuts={cuts!r}: expected a whole number of at least 1")
+    given = rebuild(table.inputs) if example_inputs is None else arguments(model, example_inputs)
+    proof = Proof(model, table, given)
+    return max((proof.check(keep) for keep in random_keeps(table, cuts)), default=0.0)
+
+
+def random_keeps(table: ChannelTable, count: int) -> Iterator[Tensor]:
+    """`count` keep vectors, the same at every call: half of every group, then of each a random share of its own."""
+    if not table.groups:
+        return
+    yield random_part(table)
+    for number in range(1, count):
+        generator = torch.Generator().manual_seed(number)
+        keep = torch.zeros(table.channels, dtype=torch.bool)
+        for group in table.groups:
+            some = int(torch.randint(group.least, group.width + 1, (), generator=generator))
+            keep[group.channels[torch.randperm(group.width, generator=generator)[:some]]] = True
+        yield keep
+
+
+class Proof:
+    """Compares a model with gates to the model cut, both in evaluation mode, on noise in place of `arguments`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        table: ChannelTable,
+        arguments: Arguments,
+        *,
+        readers: gates.Readers | None = None,
+        ignored: Sequence[str] = (),
+        tolerance: float | None = None,
+    ) -> None:
+        """`ignored`: what the table was made with, and the advice goes on from; `tolerance`: that of the precision."""
+        first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+        self.dtype, self.device = first.dtype, first.device
+        self.model, self.table, self.arguments = model, table, placed(arguments, self.device)
+        self.readers = gates.Readers(model, table).to(self.device) if readers is None else readers
+        self.ignored = ignored
+        self.tolerance = surgery.TOLERANCE.get(self.dtype, 1e-4) if tolerance is None else tolerance
+
+    def check(self, keep: Tensor, small: nn.Module | None = None) -> float:
+        """The difference at `keep` (channels,), where it is but rounding; `small`: the model cut to it, if there is.
+
+        Rounding, and choices that rest on it (the best boxes), may tell float32 outputs apart: then float64 decides.
+        """
+        error, _ = self.compared(keep, small)
+        if error <= self.tolerance:
+            return error
+        judge = self._in_double()
+        error, words = judge.compared(keep)
+        if error <= judge.tolerance:
+            return error
+        raise judge._disagreement(keep, words)
+
+    def compared(self, keep: Tensor, small: nn.Module | None = None) -> tuple[float, str]:
+        """The difference, infinite where the cut network does not run, and in words what the cut network does."""
+        open_gates = keep.to(self.device, torch.promote_types(self.dtype, torch.float32))
+
+        def gated(*args: Any, **kwargs: Any) -> Any:
+            return gates.gated_forward(self.model, self.readers, open_gates, *args, **kwargs)
+
+        small = surgery.compact(self.model, self.table, keep) if small is None else small
+        modes = {module: module.training for module in (*self.model.modules(), *small.modules())}
+        try:
+            self.model.eval(), small.eval()
+            error = surgery.difference(gated, small, self.arguments, tells_values(self.table.inputs))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as failure:  # whatever a forward may raise where a length in it is wrong
+            return math.inf, f"does not run ({first_line(failure)})"
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        return error, f"differs from the gated one by {error:.1e} of its largest output"
+
+    def _in_double(self) -> Proof:
+        """The same in float64, if the model takes it: if it then computes the same with nothing cut."""
+        whole = torch.ones(self.table.channels, dtype=torch.bool)
+        try:
+            twin = surgery.cut(self.model, self.table, whole).double()
+        except (TypeError, RuntimeError):  # there are devices without float64
+            return self
+        arguments = placed(self.arguments, self.device, {self.dtype: torch.float64})
+        double = Proof(twin, self.table, arguments, ignored=self.ignored, tolerance=DOUBLE)
+        return double if double.compared(whole)[0] <= DOUBLE else self
+
+    def _fails(self, keep: Tensor, groups: Sequence[int]) -> bool:
+        """Whether it goes wrong when these groups are cut as in `keep`, and all others are whole."""
+        only = torch.ones_like(keep)
+        for number in groups:
+            channels = self.table.groups[number].channels
+            only[channels] = keep[channels]
+        return self.compared(only)[0] > self.tolerance
+
+    def _culprits(self, keep: Tensor, groups: Sequence[int]) -> list[list[int]]:
+        """Of `groups` that go wrong, the sets that do so by themselves: halves are tried, and their halves."""
+        if len(groups) == 1:
+            return [list(groups)]
+        halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+        found = [culprit for half in halves if self._fails(keep, half) for culprit in self._culprits(keep, half)]
+        return found or [self._needed(keep, list(groups))]
+
+    def _needed(self, keep: Tensor, groups: list[int]) -> list[int]:
+        """Of groups that go wrong only together, those without which nothing does."""
+        for number in list(groups):
+            rest = [other for other in groups if other != number]
+            if self._fails(keep, rest):
+                groups = rest
+        return groups
+
+    def _disagreement(self, keep: Tensor, words: str) -> Disagreement:
+        """The error to raise: which groups are to blame, and the call that leaves them whole."""
+        name = type(self.model).__name__
+        if self._fails(keep, []):
+            _, words = self.compared(torch.ones_like(keep))
+            return Disagreement(
+                f"nothing can be said of {name}: with no channel removed its copy {words}. What is needed are "
+                "example inputs in whose place random numbers may stand, and an output that is the same twice",
+                (),
+            )
+        cut = [number for number, group in enumerate(self.table.groups) if not bool(keep[group.channels].all())]
+        culprits = self._culprits(keep, cut)
+        blamed = ["together, ".join(phrase(self.table, number) for number in together) for together in culprits[:SHOWN]]
+        if len(culprits) > SHOWN:
+            blamed.append(f"{len(culprits) - SHOWN} more")
+        whole = dict.fromkeys([*self.ignored, *(self._maker(together[0]) for together in culprits)])
+        return Disagreement(
+            f"the compact network of {name} {words}. To blame: {'; '.join(blamed)}. To leave that whole: "
+            f"hfp.wrap(..., ignore={list(whole)}). This is a bug of hfp, or code in the model that no trace shows "
+            "(arithmetic on a width, a branch on it); please report it with the model's code",
+            tuple(sorted({number for together in culprits for number in together})),
+        )
+
+    def _maker(self, number: int) -> str:
+        """A module that makes the channels of a group: to ignore it leaves them whole."""
+        made = [tensor for tensor, dim in self.table.groups[number].members if (tensor, dim) not in self.table.readers]
+        return next((owner for tensor in made if (owner := tensor.rpartition(".")[0])), "*")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights to check with
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Make a network like one after a training, as far as a check needs: no parameter is constant, or next to nothing.
+
+    With the values that layers start from, a wrong cut can go unseen: the shift of a norm is 0, so a channel that is
+    gone leaves nothing behind; a branch behind a LayerScale of 1e-6, or a last layer of zeros, adds nothing.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            _randomise_norm(module)
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and parameter.numel():
+                _randomise_weak(parameter)
+    return model
+
+
+def _randomise_norm(module: nn.Module) -> None:
+    """Statistics of batch norms, frozen ones as well, and the shifts of all norms."""
+    state = {name: getattr(module, name, None) for name in ("running_mean", "running_var", "bias")}
+    if isinstance(state["running_mean"], Tensor) and isinstance(state["running_var"], Tensor):
+        nn.init.normal_(state["running_mean"], std=0.1)
+        nn.init.uniform_(state["running_var"], 0.5, 1.5)
+    if "norm" in type(module).__name__.lower() and isinstance(state["bias"], Tensor):
+        nn.init.normal_(state["bias"])
+
+
+def _randomise_weak(parameter: Tensor) -> None:
+    low, high = parameter.min().item(), parameter.max().item()
+    largest = max(abs(low), abs(high))
+    if low == high == 0 and parameter.dim() < 2:  # a bias, the strength of a branch
+        nn.init.normal_(parameter, std=0.3)
+    elif low == high and largest > NOTHING:  # the scale of a norm
+        parameter.mul_(torch.empty_like(parameter).uniform_(0.5, 1.5))
+    elif low == high and largest > 0:  # LayerScale
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    elif parameter.dim() > 1:  # a weight, a table of positions
+        usual = parameter[0].numel() ** -0.5
+        if largest < NOTHING or parameter.std() < 0.3 * usual:
+            nn.init.normal_(parameter, std=max(usual, 0.02))

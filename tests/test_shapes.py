@@ -1,0 +1,90 @@
+"""Shapes of the commonest operators, against PyTorch's own kernels."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hfp import shapes
+from hfp.shapes import outputs
+
+aten = torch.ops.aten
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def some(generator: random.Random, rank: int) -> list[int]:
+    return [generator.choice([1, 2, 3, 5]) for _ in range(rank)]
+
+
+def strided(generator: random.Random, *shape: int) -> Tensor:
+    """A tensor of this shape, in some order of memory, of some dtype."""
+    dtype = generator.choice([torch.float32, torch.float32, torch.float64, torch.int64, torch.bool])
+    x = meta(*shape, dtype=dtype)
+    if len(shape) == 4 and generator.random() < 0.3:
+        return x.to(memory_format=torch.channels_last)
+    return x.transpose(0, 1).contiguous().transpose(0, 1) if len(shape) > 1 and generator.random() < 0.2 else x
+
+
+def arguments(func: Any, generator: random.Random) -> tuple[Any, ...]:
+    """Random arguments, of which some do not fit."""
+    name = func.overloadpacket.__name__
+    x = strided(generator, *some(generator, generator.randint(0, 4)))
+    if name == "native_batch_norm":
+        c = generator.randint(1, 4)
+        vectors = [meta(c) for _ in range(4)]
+        return strided(generator, 2, c, 3, 3), *vectors, generator.random() < 0.5, 0.1, 1e-5
+    if name == "addmm":
+        n, k, m = some(generator, 3)
+        return meta(generator.choice([m, 1, 7])), meta(n, k), meta(generator.choice([k, 4]), m)
+    if name == "convolution":
+        groups, rank = generator.choice([1, 1, 2]), generator.randint(1, 3)
+        weight = meta(2 * groups, 3, *[generator.randint(1, 3) for _ in range(rank)])
+        picture = strided(generator, 2, 3 * groups, *[generator.randint(2, 6) for _ in range(rank)])
+        grids = [[generator.randint(low, 2) for _ in range(rank)] for low in (1, 0, 1)]
+        bias = generator.choice([None, meta(2 * groups), meta(1)])
+        return picture, weight, bias, *grids, generator.random() < 0.2, [0] * rank, groups
+    if name == "mean":
+        axes = [generator.randint(-3, 3) for _ in range(generator.randint(0, 2))]
+        return x, axes, generator.random() < 0.5
+    if name == "cat":
+        shape = some(generator, generator.randint(1, 3))
+        return [strided(generator, *shape), strided(generator, *shape[:-1], 4)], generator.randint(-3, 2)
+    if func in (aten.hardtanh.default, aten.hardtanh_.default):
+        return x, 0.0, 6.0
+    if name.startswith(("_softmax", "_log_softmax")):
+        return x, generator.randint(-2, 2), False
+    if name == "_safe_softmax":
+        return x, generator.randint(-2, 2)
+    if func._overloadname == "Scalar":
+        return x, generator.choice([2, 0.5, True])
+    if func._overloadname == "Tensor":
+        return x, strided(generator, *generator.choice([list(x.shape), some(generator, 2), [1, *x.shape[1:]]]))
+    return (x,)
+
+
+def described(out: Any) -> list[Any]:
+    return [(x.shape, x.stride(), x.dtype, x.device.type) for x in (out if isinstance(out, tuple) else [out])]
+
+
+@pytest.mark.parametrize("func", shapes._PLAIN, ids=str)
+def test_outputs_are_those_of_pytorch(func: Any) -> None:
+    quick = 0
+    for seed in range(60):
+        generator = random.Random(seed)
+        args = arguments(func, generator)
+        try:
+            expected = described(func(*args))
+        except Exception as error:
+            with pytest.raises(type(error)):
+                outputs(func, args, {})
+            continue
+        assert described(outputs(func, args, {})) == expected, args
+        quick += shapes._PLAIN[func](*args) is not None
+    assert quick > 5

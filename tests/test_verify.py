@@ -1,0 +1,229 @@
+"""Gating must be removing: where it is not, whatever the reason, the channel groups to blame are named."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from promises import snapshot
+from specimen import Net, conv
+from torch import Tensor, nn
+from zoo import ZOO
+
+import hfp
+from hfp.rules import RULES
+from hfp.rules.movers import same
+from hfp.verify import Proof, random_keeps, randomise
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def real(h: Tensor) -> bool:
+    """What a model may ask, and a run on shapes alone answers otherwise."""
+    return h.device.type != "meta"
+
+
+def chain(second: Callable[[Tensor], Tensor], third: Callable[[Tensor], Tensor] = torch.relu) -> Net:
+    """Groups 0 to 3: of a (6 channels), b (7), c (8), d (9); `second` is done to what b gives, `third` to c's."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = second(net.b(net.a(x).relu()))
+        return net.e(net.d(third(net.c(h))).sigmoid())
+
+    torch.manual_seed(0)
+    net = Net(run, a=conv(3, 6), b=conv(6, 7), c=conv(7, 8), d=conv(8, 9), e=conv(9, 4))
+    for weight in net.parameters():
+        nn.init.normal_(weight, std=0.3)
+    return net
+
+
+def flip(h: Tensor) -> Tensor:
+    return h.flip(1)
+
+
+def scaled_by_its_width(h: Tensor) -> Tensor:
+    return h / h.shape[1] if real(h) else h
+
+
+def turned_round_when_cut(h: Tensor) -> Tensor:
+    return -3 * h if real(h) and h.shape[1] < 7 else h
+
+
+def of_a_fixed_width(h: Tensor) -> Tensor:
+    return h.view(-1, 7, 8, 8) if real(h) else h
+
+
+def advised(error: pytest.ExceptionInfo[hfp.Disagreement]) -> list[str]:
+    """The `ignore` that the message says will do."""
+    found = re.search(r"hfp\.wrap\(\.\.\., ignore=(\[.*?\])\)", str(error.value))
+    assert found
+    return ast.literal_eval(found[1])
+
+
+# ---------------------------------------------------------------------------------------------- what is right
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "squeeze_and_excite", "keyword_inputs", "flattened"])
+def test_networks_of_the_zoo_pass_and_stay_as_they_are(name: str) -> None:
+    model, given = ZOO[name].model(), ZOO[name].inputs()
+    table, before = hfp.trace(model, given), snapshot(model)
+    assert hfp.verify(model, table) < 1e-12
+    assert hfp.verify(model, table, given, cuts=1) < 1e-12
+    assert snapshot(model) == before
+
+
+def test_a_network_without_groups_has_nothing_to_fail() -> None:
+    model = nn.Conv2d(3, 4, 3)
+    assert hfp.verify(model, hfp.trace(model, X)) == 0.0
+
+
+def test_random_cuts_are_cuts_and_the_same_at_every_call() -> None:
+    table = hfp.trace(chain(torch.relu), X)
+    keeps = list(random_keeps(table, 6))
+    assert all(torch.equal(*pair) for pair in zip(keeps, random_keeps(table, 6), strict=True))
+    widths = torch.tensor([[int(keep[group.channels].sum()) for group in table.groups] for keep in keeps])
+    assert (widths >= 1).all() and (widths <= torch.tensor([6, 7, 8, 9])).all()
+    assert all(len(column.unique()) > 2 for column in widths.T)
+
+
+def test_rounding_is_not_held_against_a_network() -> None:
+    """What float32 cannot tell, float64 decides."""
+    torch.manual_seed(0)
+    model = Net(lambda net, x: torch.sin(1e5 * net.b(net.a(x).relu())), a=nn.Linear(64, 500), b=nn.Linear(500, 64))
+    x = torch.randn(8, 64)
+    table = hfp.trace(model, x)
+    proof = Proof(model, table, ((x,), {}))
+    keep = next(random_keeps(table, 1))
+    assert proof.compared(keep)[0] > 10 * proof.tolerance
+    assert proof.check(keep) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    model = chain(torch.relu).to(dtype)
+    hfp.verify(model, hfp.trace(model, X.to(dtype)))
+    model = chain(turned_round_when_cut).to(dtype)
+    with pytest.raises(hfp.Disagreement, match="made by b"):
+        hfp.verify(model, hfp.trace(model, X.to(dtype)))
+
+
+# ---------------------------------------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize("second", [flip, scaled_by_its_width, of_a_fixed_width], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_group_to_blame_is_named_and_the_advice_is_right(
+    second: Callable[[Tensor], Tensor], training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that is wrong, and code that escapes the trace: between b and c of five layers."""
+    monkeypatch.setitem(RULES, "flip", same)
+    model = chain(second).train(training)
+    before = snapshot(model)
+    with pytest.raises(hfp.Disagreement, match=r"group 1 \(7 channels made by b, read by c\)") as error:
+        hfp.wrap(model, X, target_macs=0.5)
+    assert error.value.groups == (1,) and snapshot(model) == before
+    assert ("does not run (RuntimeError" in str(error.value)) == (second is of_a_fixed_width)
+    assert advised(error) == ["b"]
+    net = hfp.wrap(model, X, target_macs=0.5, ignore=advised(error), verify=True)
+    assert net.compact().b.out_channels == 7  # type: ignore[union-attr]
+
+
+def test_every_group_to_blame_is_named() -> None:
+    model = chain(scaled_by_its_width, scaled_by_its_width)
+    table = hfp.trace(model, X)
+    with pytest.raises(hfp.Disagreement, match="made by b, read by c.*; .*made by c, read by d") as error:
+        hfp.verify(model, table)
+    assert error.value.groups == (1, 2) and advised(error) == ["b", "c"]
+
+
+def test_what_is_ignored_already_is_in_the_advice() -> None:
+    with pytest.raises(hfp.Disagreement) as error:
+        hfp.wrap(chain(scaled_by_its_width, scaled_by_its_width), X, target_macs=0.6, ignore="c")
+    assert error.value.groups == (1,) and advised(error) == ["c", "b"]
+
+
+def test_groups_that_fail_only_together_are_named_together() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h, g = net.a(x), net.c(x)
+        both = real(h) and h.shape[1] < 6 and g.shape[1] < 8
+        return net.f(net.e(net.b(h.relu())).relu()) + net.d(-g if both else g)
+
+    torch.manual_seed(0)
+    model = Net(run, a=conv(3, 6), b=conv(6, 7), c=conv(3, 8), d=conv(8, 4), e=conv(7, 9), f=conv(9, 4))
+    table = hfp.trace(model, X)
+    with pytest.raises(hfp.Disagreement, match="made by a, read by b.*together, group .*made by c, read by d") as error:
+        hfp.verify(model, table)
+    widths = [table.groups[number].width for number in error.value.groups]
+    assert sorted(widths) == [6, 8]
+    hfp.wrap(model, X, target_macs=0.6, ignore=advised(error))
+
+
+CALLS = itertools.count(1)
+
+
+class Forgetful(nn.Module):
+    """Gives something else at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = chain(torch.relu)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x) * float(next(CALLS) if real(x) else 1)
+
+
+def test_a_network_of_which_nothing_can_be_said() -> None:
+    model = Forgetful()
+    table = hfp.trace(model, X)
+    with pytest.raises(hfp.Disagreement, match="nothing can be said of Forgetful.*the same twice") as error:
+        hfp.verify(model, table)
+    assert error.value.groups == ()
+
+
+@pytest.mark.parametrize("cuts", [0, -1, 1.5, True, "3"])
+def test_a_number_of_cuts_that_is_none(cuts: Any) -> None:
+    model = chain(torch.relu)
+    with pytest.raises(ValueError, match="cuts=.*at least 1"):
+        hfp.verify(model, hfp.trace(model, X), cuts=cuts)
+
+
+# ---------------------------------------------------------------------------------------------- when it is asked
+
+
+def test_wrap_verifies_small_networks_and_whatever_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrap(verify: bool | None) -> hfp.GatedModel:
+        return hfp.wrap(chain(scaled_by_its_width), X, target_macs=0.5, verify=verify)
+
+    for verify in (None, True):
+        with pytest.raises(hfp.Disagreement):
+            wrap(verify)
+    with pytest.raises(hfp.Disagreement, match="made by b"):
+        wrap(False).compact()
+    monkeypatch.setattr(sys.modules["hfp.wrap"], "VERIFIED_BY_DEFAULT", 1000)
+    wrap(None)
+    with pytest.raises(hfp.Disagreement):
+        wrap(True)
+
+
+# ---------------------------------------------------------------------------------------------- weights to check with
+
+
+def test_weights_are_made_to_matter() -> None:
+    """What layers start from hides a wrong cut: zeros, ones, next to nothing."""
+    model = nn.ModuleList([nn.BatchNorm2d(9), nn.LayerNorm(9), nn.Linear(9, 9)])
+    constants = {"gamma": torch.full((9,), 1e-6), "alpha": torch.zeros(1), "table": torch.zeros(1, 4, 9)}
+    for name, value in constants.items():
+        model.register_parameter(name, nn.Parameter(value))
+    nn.init.zeros_(model[2].weight)
+    randomise(model)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            assert tensor.abs().max() > 0.01, name
+            assert tensor.numel() == 1 or tensor.std() > 0.01, name
+    assert 0.1 < model[2].weight.std() < 1
