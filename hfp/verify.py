@@ -125,7 +125,7 @@ class Proof:
         """The same in float64, if the model takes it: if it then computes the same with nothing cut."""
         whole = torch.ones(self.table.channels, dtype=torch.bool)
         try:
-            twin = surgery.cut(self.model, self.table, whole).double()
+            twin = surgery.compact(self.model, self.table, whole).double()
         except (TypeError, RuntimeError):  # there are devices without float64
             return self
         arguments = placed(self.arguments, self.device, {self.dtype: torch.float64})
