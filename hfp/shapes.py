@@ -36,6 +36,10 @@ def _like(x: Tensor, *_: Any) -> Tensor | None:
     return _new(x) if x.is_floating_point() else None
 
 
+def _along(x: Tensor, axis: int, half_to_float: bool = False) -> Tensor | None:
+    return _like(x) if -x.dim() <= axis < x.dim() and not half_to_float and x.is_contiguous() else None
+
+
 def _itself(x: Tensor, *_: Any) -> Tensor | None:
     return x if x.is_floating_point() else None
 
@@ -70,8 +74,10 @@ def _both_into_first(x: Tensor, y: Any, *_: Any) -> Tensor | None:
     return x if _larger(x, y) is x else None
 
 
-def _batch_norm(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    saved = x.new_empty(x.shape[1] if args[4] else 0)
+def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    if not x.is_floating_point() or x.dim() < 2:
+        return None
+    saved = x.new_empty(x.shape[1])
     return _new(x), saved, _new(saved)
 
 
@@ -81,9 +87,11 @@ def _addmm(bias: Any, a: Tensor, b: Tensor) -> Tensor | None:
 
 
 def _mean(x: Tensor, axes: Any, keepdim: bool = False) -> Tensor | None:
-    if not x.is_floating_point() or not axes:
+    if not x.is_floating_point() or not axes or not all(-x.dim() <= axis < x.dim() for axis in axes):
         return None
     gone = {axis % x.dim() for axis in axes}
+    if len(gone) < len(axes):
+        return None
     if keepdim:
         return x.new_empty([1 if axis in gone else n for axis, n in enumerate(x.shape)])
     return x.new_empty([n for axis, n in enumerate(x.shape) if axis not in gone])
@@ -91,7 +99,9 @@ def _mean(x: Tensor, axes: Any, keepdim: bool = False) -> Tensor | None:
 
 def _cat(tensors: list[Tensor], axis: int = 0) -> Tensor | None:
     x = tensors[0]
-    if not x.dim() or not all(y.dtype == x.dtype and y.is_meta and y.is_contiguous() for y in tensors):
+    if not -x.dim() <= axis < x.dim() or not all(
+        y.dtype == x.dtype and y.is_meta and y.is_contiguous() for y in tensors
+    ):
         return None
     axis %= x.dim()
     others = {(*y.shape[:axis], *y.shape[axis + 1 :], y.dim()) for y in tensors}
@@ -126,7 +136,8 @@ _UNARY = "elu gelu hardsigmoid hardswish hardtanh leaky_relu relu sigmoid silu s
 _BINARY = "add sub mul div".split()
 
 _PLAIN: dict[Any, Callable[..., Any]] = {
-    **{getattr(aten, name).default: _like for name in [*_UNARY, "_softmax", "_safe_softmax", "_log_softmax"]},
+    **{getattr(aten, name).default: _like for name in _UNARY},
+    **{getattr(aten, name).default: _along for name in ("_softmax", "_safe_softmax", "_log_softmax")},
     **{getattr(aten, f"{name}_").default: _itself for name in _UNARY if hasattr(aten, f"{name}_")},
     **{getattr(aten, name).Tensor: _both for name in _BINARY},
     **{getattr(aten, f"{name}_").Tensor: _both_into_first for name in _BINARY},

@@ -76,7 +76,7 @@ def described(out: Any) -> list[Any]:
 @pytest.mark.parametrize("func", shapes._PLAIN, ids=str)
 def test_outputs_are_those_of_pytorch(func: Any) -> None:
     quick = 0
-    for seed in range(60):
+    for seed in range(100):
         generator = random.Random(seed)
         args = arguments(func, generator)
         try:
@@ -87,4 +87,4 @@ def test_outputs_are_those_of_pytorch(func: Any) -> None:
             continue
         assert described(outputs(func, args, {})) == expected, args
         quick += shapes._PLAIN[func](*args) is not None
-    assert quick > 5
+    assert quick >= 5
