@@ -92,12 +92,20 @@ def torchvision_networks() -> Iterator[Network]:
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in DETECTORS):
             size = shape if name.startswith("ssd") else (128, 160)
             training = functools.partial(_pictures_and_targets, name, size)
+            build = functools.partial(_proposing_nearby, build) if "rcnn" in name else build
             yield Network(name, build, functools.partial(_pictures, size), training)
         elif name.startswith("raft_"):
             frames = functools.partial(_frames, shape)
             yield Network(name, build, frames, frames)
         else:
             yield Network(name, build, functools.partial(_image, shape))
+
+
+def _proposing_nearby(build: Callable[[], nn.Module]) -> nn.Module:
+    """As `PROPOSALS`, for the first of the two stages."""
+    model: Any = build()
+    model.rpn.box_coder.weights = PROPOSALS["bbox_reg_weights"]
+    return model  # type: ignore[no-any-return]
 
 
 def _fitting(table: dict[str, Any], name: str, otherwise: Any) -> Any:

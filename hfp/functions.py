@@ -8,10 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hfp.attention import scaled_scores
 from hfp.labels import Ask
@@ -34,14 +35,19 @@ _LEAVING = {"numpy", "__array__", "__dlpack__", "tolist"}
 """Functions that hand values to code which cannot be followed."""
 
 
+_DEVICE = torch.Tensor.device.__get__
+
+
 class Functions(TorchFunctionMode):
     """Takes functions apart, and notes where removed channels have to be hidden from one."""
 
-    def __init__(self, watcher: Watcher, training: bool, around: Around) -> None:
+    def __init__(self, watcher: Watcher, training: bool, around: Around, pretended: torch.device | None = None) -> None:
+        """`pretended`: the device that the model's code is told it runs on, where that is not the meta device."""
         super().__init__()
         self.watcher = watcher
         self.training = training
         self.around = around
+        self.pretended = pretended
         self.operands: list[Operand] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,9 +55,11 @@ class Functions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         sizes = self.watcher.sizes
         if name == "__get__":
-            out = func(*args, **kwargs)
+            out = self.pretended if self.pretended and func == _DEVICE else func(*args, **kwargs)
             self.watcher.sizes += tells_size(name, out) and not is_own(sys._getframe(1))
             return out
+        if self.pretended:
+            args, kwargs = tree_map(self._actual, (args, kwargs))
         args, kwargs = self.watcher.to_meta((args, kwargs))
         if self.watcher.is_paused:  # inside a module that has a rule
             return func.forward(*args, **kwargs) if isinstance(func, Whole) else func(*args, **kwargs)
@@ -76,6 +84,10 @@ class Functions(TorchFunctionMode):
                     ask = replace(ask, how="root")
                 self._grant(ask, site, args, kwargs, isinstance(func, Whole))
         return out
+
+    def _actual(self, argument: Any) -> Any:
+        pretended = isinstance(argument, torch.device) and argument == self.pretended
+        return torch.device("meta") if pretended else argument
 
     def _call(self, func: Any, site: Site, args: Any, kwargs: Any) -> Any:
         if func in OPENED:

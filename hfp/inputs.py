@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+TOLD = 1024  # elements of the largest tensor whose values a description tells
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -79,34 +81,53 @@ def placed(
     return args, kwargs
 
 
-def describe(inputs: Arguments) -> dict[str, Any]:
-    """Shapes and dtypes as plain JSON, enough to trace the model again."""
+def describe(inputs: Arguments, values: bool = False) -> dict[str, Any]:
+    """Shapes and dtypes as plain JSON, enough to trace the model again.
+
+    `values`: also those of small tensors, for a model that looks at them, such as the boxes to be found in a picture.
+    """
 
     def one(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+            entry = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+            told = values and value.numel() <= TOLD and not value.is_meta and not value.is_complex()
+            return entry | ({"values": value.flatten().tolist()} if told else {})
+        if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+            return {"items": {name: one(item) for name, item in value.items()}}
         if value is None or isinstance(value, (bool, int, float, str)):
             return {"value": value}
         if isinstance(value, (list, tuple)):
             return [one(item) for item in value]
         raise ValueError(
-            f"cannot describe an example input of type {type(value).__name__}; pass tensors, numbers, or lists of them"
+            f"cannot describe an example input of type {type(value).__name__}; "
+            "pass tensors, numbers, or lists and dicts of them"
         )
 
     args, kwargs = inputs
     return {"args": [one(value) for value in args], "kwargs": {name: one(value) for name, value in kwargs.items()}}
 
 
+def tells_values(entry: Any) -> bool:
+    """Whether a description tells the values of any tensor."""
+    if isinstance(entry, list):
+        return any(map(tells_values, entry))
+    told = isinstance(entry, dict) and set(entry) == {"shape", "dtype", "values"}
+    return told or (isinstance(entry, dict) and any(map(tells_values, entry.values())))
+
+
 def rebuild(description: Mapping[str, Any]) -> Arguments:
-    """The inverse of `describe`, with tensors on the meta device: shapes without data."""
+    """The inverse of `describe`; tensors of which no values are told are on the meta device: shapes without data."""
 
     def one(entry: Any) -> Any:
         if isinstance(entry, list):
             return [one(item) for item in entry]
-        if not isinstance(entry, dict) or not ({"shape", "dtype"} == set(entry) or {"value"} == set(entry)):
+        forms: tuple[set[str], ...] = ({"shape", "dtype"}, {"shape", "dtype", "values"}, {"value"}, {"items"})
+        if not isinstance(entry, dict) or set(entry) not in forms or not isinstance(entry.get("items", {}), dict):
             raise ValueError(f"not a description of an example input: {entry!r}")
         if "value" in entry:
             return entry["value"]
+        if "items" in entry:
+            return {name: one(item) for name, item in entry["items"].items()}
         dtype = getattr(torch, str(entry["dtype"]), None)
         shape = entry["shape"]
         if (
@@ -115,7 +136,12 @@ def rebuild(description: Mapping[str, Any]) -> Arguments:
             or not all(type(n) is int and n >= 0 for n in shape)
         ):
             raise ValueError(f"not a description of an example input: {entry!r}")
-        return torch.empty(shape, dtype=dtype, device="meta")
+        if "values" not in entry:
+            return torch.empty(shape, dtype=dtype, device="meta")
+        values = entry["values"]
+        if not isinstance(values, list) or len(values) != prod(shape) or {type(x) for x in values} - {bool, int, float}:
+            raise ValueError(f"not a description of an example input: {entry!r}")
+        return torch.tensor(values, dtype=dtype).reshape(shape)
 
     if not isinstance(description, Mapping) or set(description) != {"args", "kwargs"}:
         raise ValueError("not a description of example inputs: expected 'args' and 'kwargs'")

@@ -164,12 +164,15 @@ def _set_widths(module: nn.Module, own: dict[str, Tensor | None]) -> None:
         module.num_parameters = len(weight)
 
 
-def difference(a: Callable[..., Any], b: Callable[..., Any], inputs: Arguments) -> float:
-    """The largest difference of what `a` and `b` give for random inputs, relative to the largest output."""
+def difference(a: Callable[..., Any], b: Callable[..., Any], inputs: Arguments, as_given: bool = False) -> float:
+    """The largest difference of what `a` and `b` give for random inputs, relative to the largest output.
+
+    `as_given`: for the inputs themselves, where not any number will do, such as the corners of a box.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def noise(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if as_given or not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         return torch.randn(value.shape, generator=generator).to(value)
 

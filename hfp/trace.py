@@ -28,7 +28,8 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
     >>> [(group.width, group.members) for group in table.groups]
     [(8, (('0.weight', 0), ('0.bias', 0), ('2.weight', 1)))]
 
-    `example_inputs`: a tensor, a tuple of tensors or a dict of keyword tensors; only shapes and dtypes are used.
+    `example_inputs`: a tensor, a tuple of tensors or a dict of keyword tensors; only shapes and dtypes are used,
+        unless the model's code looks at values.
     `ignore`: modules, or glob patterns of module names, whose output channels stay whole.
     Multiply-adds are those of one forward pass of the example inputs.
     """
@@ -39,7 +40,7 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
     subject = Subject(model, arguments(model, example_inputs), Names.of(model))
     seen = run(subject)
     _pin(ignored_modules(model, ignore), seen.ledger)
-    described = describe(subject.inputs)
+    described = describe(subject.inputs, values=seen.real)
     repairs = Repairs(model, seen)
     while True:  # every round tries a repair, or pins a channel at least
         table = build_table(repairs.applied(), seen.operands, subject.names.parameters, described)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,12 @@ class Run:
 
 class NeedsValues(ValueError):
     """The model's code looks at the values of tensors."""
+
+
+def needs_values(error: Exception) -> bool:
+    """Whether this is what PyTorch says when it is to read a value off a shape."""
+    told = re.search("meta (tensor|device)|no fake impl", str(error).lower())
+    return isinstance(error, NotImplementedError) or told is not None
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ def _run(subject: Subject, real: bool) -> Run:
             operands += functions.operands
         if training:
             ledger.macs.clear()  # costs are those of evaluation mode
+    if True not in steps:
+        operands += [replace(operand, training=True) for operand in operands]
     if counter.failure:
         ledger.notes.append(f"ptflops gives no number: {counter.failure}")
     else:
@@ -141,7 +149,7 @@ def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called]) ->
         out = call()
         leaves, spec = ([out], _ONE) if isinstance(out, Tensor) else tree_flatten(out)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if tensors:
+        if tensors or watcher.real:  # then also numbers that were read off values
             outs = [(x.shape, watcher.labels(x), x.dtype, _memory_order(x)) for x in tensors]
             rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             calls[site] = Called(len(taken), outs, rest, spec)
@@ -236,7 +244,7 @@ def _explained(subject: Subject, error: Exception) -> ValueError:
             f"{name} calls an operator that cannot run on shapes alone ({first_line(error)}); prune the network "
             "before it is quantized or converted"
         )
-    if isinstance(error, NotImplementedError) or re.search("meta (tensor|device)|no fake impl", str(error).lower()):
+    if needs_values(error):
         return NeedsValues(
             f"the forward of {name} looks at the values of tensors ({first_line(error)}), which a run on shapes lacks; "
             "move the decision out of the part of the model that is to be pruned"

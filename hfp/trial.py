@@ -4,7 +4,9 @@ A trace cannot tell `x.view(b, -1)` from `x.view(b, 512)`, nor see the Python ar
 the network is cut, on the meta device, to a random part of its channels and to the fewest, and run again beside the
 record of the dense run. At every operator the cut network must do the same to what is left: the same operator, the
 same numbers, outputs of the shape that the labels predict, with the labels that are left. Where it does not, that is a
-misfit; the run goes on with what should have come out, so that one run finds them all.
+misfit; the run goes on with what should have come out, so that one run finds them all. What only values tell (how many
+boxes are found, which of them) is taken from the dense run: shapes alone have none, and those of a network that is not
+trained yet mean nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from hfp.labels import ANY, FIXED, Labels, Ledger, Place, prunable
 from hfp.position import Position, Site
 from hfp.rules.mixers import MIXERS
 from hfp.sizes import reads_widths
-from hfp.surgery import in_channels_last, resize, sliced
-from hfp.tracing import Called, Run, Subject, play, preserved
+from hfp.surgery import in_channels_last, resize
+from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, source_line
 
 _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
@@ -75,7 +77,7 @@ def misfits(subject: Subject, table: ChannelTable, seen: Run) -> list[Misfit]:
         if not bool(keep.all()):
             cut = _Cut(table, keep)
             with preserved(subject.model):
-                shadows = cut.shadows(subject.names.tensors, real=False)
+                shadows = cut.shadows(subject.names.tensors)
                 resize(subject.model, table, cut.stays, {a: shadows[name] for a, name in subject.names.aliases.items()})
                 found = [misfit for training in modes for misfit in _Trial(subject, seen, cut, training).run()]
             if found:
@@ -135,7 +137,7 @@ class _Trial:
         self.subject, self.cut, self.training = subject, cut, training
         self.dense, self.calls = seen.steps[training], seen.calls[training]
         self.real = seen.real
-        self.shadows = cut.shadows(subject.names.tensors, seen.real)
+        self.shadows = cut.shadows(subject.names.tensors)
         self.at = 0  # the next step of the dense run
         self.lost = False  # something is wrong in the function that is running
         # It takes another way than in the dense run (a reshape copies or not, einsum skips lengths of 1): how, and
@@ -146,7 +148,9 @@ class _Trial:
     def run(self) -> list[Misfit]:
         position = Position(self.subject.names.modules)
         self.watcher = Watcher(self.cut.ledger(), self.shadows, position, self._step, self.real)
-        functions = Functions(self.watcher, self.training, self._around)
+        # Code that looks at values may look at their device as well, and go another way.
+        device = next(iter(self.subject.names.tensors.values())).device if self.real else None
+        functions = Functions(self.watcher, self.training, self._around, device)
         try:
             play(self.subject, self.shadows, functions, training=self.training)
             if self.astray is not None or self._expected() is not None:
@@ -219,6 +223,10 @@ class _Trial:
         except Exception as error:
             if called is None or self.lost:
                 raise
+            if self.real and needs_values(error):  # which nobody knows before the cut network is trained
+                self.at, self.astray = called.end, None
+                with self.watcher.paused():
+                    return self._replaced(called)
             self.lost = True
             with self.watcher.paused():
                 self._misfit(self._expected(), f"fails ({first_line(error)})")
@@ -279,7 +287,7 @@ class _Trial:
             self.watcher.label(tensor, tuple(None if ids is None else self.cut.visible(ids) for ids in labels))
             leaves.append(tensor)
         tensors = iter(leaves)
-        return tree_unflatten([next(tensors) if leaf is None else leaf for leaf in called.leaves], called.spec)
+        return tree_unflatten([next(tensors, None) if leaf is None else leaf for leaf in called.leaves], called.spec)
 
     def _extents(
         self,
@@ -390,10 +398,8 @@ class _Cut:
         left = iter(self.shown[flat[stays]].split(lengths.tolist()))
         return {name: tuple(next(left) for _ in ids) for name, ids in self.table.axes.items()}
 
-    def shadows(self, tensors: dict[str, Tensor], real: bool) -> dict[str, Tensor]:
-        """What is left of parameters and buffers: shapes alone, or the numbers."""
-        if real:
-            return {name: sliced(tensor, self.table.axes[name], self.stays) for name, tensor in tensors.items()}
+    def shadows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is left of parameters and buffers: shapes alone."""
         shadows = {}
         for name, tensor in tensors.items():
             order = torch.channels_last if in_channels_last(tensor) else torch.contiguous_format

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hfp import gates, surgery
 from hfp.channels import ChannelTable
 from hfp.explain import phrase
-from hfp.inputs import Arguments, arguments, placed, rebuild
+from hfp.inputs import Arguments, arguments, placed, rebuild, tells_values
 from hfp.rules.own import OWN
 from hfp.trial import random_part
 from hfp.watcher import first_line
@@ -112,7 +112,7 @@ class Proof:
         modes = {module: module.training for module in (*self.model.modules(), *small.modules())}
         try:
             self.model.eval(), small.eval()
-            error = surgery.difference(gated, small, self.arguments)
+            error = surgery.difference(gated, small, self.arguments, tells_values(self.table.inputs))
         except torch.OutOfMemoryError:
             raise
         except Exception as failure:  # whatever a forward may raise where a length in it is wrong

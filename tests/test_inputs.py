@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfp.inputs import arguments, describe, placed, rebuild
+from hfp.inputs import arguments, describe, placed, rebuild, tells_values
 
 X, Y = torch.zeros(1, 3, 8, 8), torch.zeros(2, 5, dtype=torch.long)
 
@@ -103,6 +103,11 @@ def test_a_description_is_json_and_gives_the_same_shapes_back(given: Any) -> Non
         {"args": [{"shape": "1", "dtype": "float32"}], "kwargs": {}},
         {"args": [{"shape": [1], "dtype": "float32", "value": 1}], "kwargs": {}},
         {"args": [{"shape": [1], "dtype": "__name__"}], "kwargs": {}},
+        {"args": [{"shape": [2], "dtype": "float32", "values": [1.0]}], "kwargs": {}},
+        {"args": [{"shape": [1], "dtype": "float32", "values": ["1.0"]}], "kwargs": {}},
+        {"args": [{"value": 1, "values": [1.0]}], "kwargs": {}},
+        {"args": [{"items": 3}], "kwargs": {}},
+        {"args": [{"items": {"boxes": 3}}], "kwargs": {}},
     ],
 )
 def test_a_file_that_describes_something_else(wrong: Any) -> None:
@@ -113,3 +118,17 @@ def test_a_file_that_describes_something_else(wrong: Any) -> None:
 def test_an_input_that_no_file_can_describe() -> None:
     with pytest.raises(ValueError, match="object"):
         describe(((object(),), {}))
+
+
+def test_what_a_model_is_to_find_is_told_by_value() -> None:
+    """Boxes of zeros would be none; a picture is too large to be told."""
+    targets = [{"boxes": torch.tensor([[0.0, 1.5, 2.0, 3.0]]), "labels": torch.tensor([7]), "crowd": False}]
+    picture = torch.rand(3, 40, 40)
+    given = (([picture], targets), {})
+    described = describe(given, values=True)
+    assert tells_values(described) and not tells_values(describe(given))
+    ((image,), (target,)), _ = rebuild(json.loads(json.dumps(described)))
+    assert image.is_meta and image.shape == picture.shape and target["crowd"] is False
+    assert torch.equal(target["boxes"], targets[0]["boxes"]) and torch.equal(target["labels"], targets[0]["labels"])
+    ((_, (target,)), _) = rebuild(describe(given))
+    assert target["boxes"].is_meta

@@ -8,6 +8,7 @@ from joins import JOINS
 from specimen import Net, between, conv, norm_places, parameter, places, registry
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torchvision.ops import roi_align
 
 CHAINS, specimen = registry()
 
@@ -190,6 +191,65 @@ def read_by_nothing() -> Net:
 def embedding() -> Net:
     a, b, c = nn.Embedding(10, 6), nn.Linear(6, 5), nn.Linear(5, 4)
     return Net(lambda net, x: net.c(net.b(net.a(x)).relu().mean(1)), a=a, b=b, c=c)
+
+
+# ---------------------------------------------------------------------------------------------- boxes and values
+
+
+@specimen(AB)
+def best_pixels() -> Net:
+    return between(lambda h: h.flatten(2).topk(16).values.unflatten(2, (4, 4)))
+
+
+@specimen(AB)
+def read_at_boxes() -> Net:
+    return between(lambda h: roi_align(h, h.new_tensor([[0, 0, 0, 4, 4], [1, 2, 2, 7, 7]]), 4))
+
+
+@specimen({places("a", "c", "b.weight/1"): 6})
+def written_by_index() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        one, two = net.a(x), net.c(x)
+        out = torch.zeros((2 * len(x), *one.shape[1:]), dtype=x.dtype, device=x.device)
+        out[torch.arange(0, len(out), 2)] = one
+        out[torch.arange(1, len(out), 2)] = two
+        return net.b(out)
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4), c=conv(3, 6))
+
+
+@specimen({places("a", "b.weight/1"): 6})
+def looked_up_by_a_mask_of_two_dims() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).permute(0, 2, 3, 1)
+        return net.b(h[h.mean(3) > -1e9])
+
+    return Net(run, a=nn.Conv2d(3, 6, 3), b=nn.Linear(6, 4))
+
+
+@specimen({places("a", "b.weight/1 c.weight/1"): 6})
+def chosen_by_value() -> Net:
+    """How many pixels are chosen depends on the weights that are left; the device matters for speed alone."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        if bool(x.isnan().any()):
+            raise FloatingPointError
+        h = net.a(x)
+        chosen = h.permute(0, 2, 3, 1)[net.c(h)[:, 0] > net.c.bias].sigmoid()
+        h = h + chosen.sum(0)[:, None, None]
+        return net.b(h.sigmoid() if h.device.type == "meta" else torch.reciprocal(1 + torch.exp(-h)))
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4), c=conv(6, 1))
+
+
+@specimen({places("a", "b.weight/1 c.weight/1"): 6, places("c"): 4})
+def nothing_found() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x)
+        none = h[h.mean((1, 2, 3)) > 1e9]
+        return net.b(h) + net.c(none.flatten(1)).sum()
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4), c=nn.Linear(6 * 64, 4))
 
 
 ZOO = CHAINS | JOINS

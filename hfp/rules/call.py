@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hfp.labels import Labels, Ledger, Place
@@ -75,6 +76,18 @@ def base_name(operator: str) -> str:
 def labelled(labels: Labels) -> list[tuple[int, Tensor]]:
     """(axis, ids) of every axis that has labels."""
     return [(axis, ids) for axis, ids in enumerate(labels) if ids is not None]
+
+
+def looked_up(indices: Sequence[Tensor | None]) -> list[int]:
+    """The axes that `x[indices]` looks into: as many for a mask as it has dims."""
+    axes: list[int] = []
+    axis = 0
+    for index in indices:
+        width = index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+        if index is not None:
+            axes += range(axis, axis + width)
+        axis += width
+    return axes
 
 
 def stays_whole(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hfp.labels import ANY, FIXED, Labels, Ledger, anything
-from hfp.rules.call import Call, Rule, labelled, stays_whole
+from hfp.rules.call import Call, Rule, labelled, looked_up, stays_whole
 
 
 def permuted(order: Callable[[Call], Sequence[int]]) -> Rule:
@@ -128,8 +128,10 @@ def view(ledger: Ledger, call: Call) -> Labels:
 
 def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Blocks of adjacent axes with equal numbers of elements, `[([0], [0]), ([1, 2], [1])]` for a flatten."""
-    if prod(source) == 0:
-        return [(list(range(len(source))), list(range(len(target))))]
+    if prod(source) == 0:  # no boxes found, say: as if there were one
+        source, target = ([max(length, 1) for length in shape] for shape in (source, target))
+        if prod(source) != prod(target):
+            return [(list(range(len(source))), list(range(len(target))))]
     blocks: list[tuple[list[int], list[int]]] = []
     sides = [list(enumerate(source))[::-1], list(enumerate(target))[::-1]]  # what is left, next axis last
     while any(sides):
@@ -389,7 +391,7 @@ def index(ledger: Ledger, call: Call) -> Labels:
     labels, indices = call.labels(call.args[0]), call.args[1]
     if not labels:
         return ()
-    looked = [axis for axis, chosen in enumerate(indices) if chosen is not None]
+    looked = looked_up(indices)
     for axis, ids in labelled(labels):
         if axis in looked:
             ledger.pin(ids, "is looked up by index", call.place)

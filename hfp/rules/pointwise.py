@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from hfp.labels import Labels, Ledger, anything
-from hfp.rules.call import Call, Rule
+from hfp.rules.call import Call, Rule, looked_up, unknown
 
 
 def pointwise(ledger: Ledger, call: Call) -> Labels:
@@ -20,6 +23,11 @@ def pointwise(ledger: Ledger, call: Call) -> Labels:
 def _along(ledger: Ledger, call: Call, operands: list[tuple[Tensor, Labels]], axis: int) -> Tensor | None:
     """The labels of the output along `axis`, counted from the end. An operand that has none there would not follow."""
     extents = [labels[axis] if labels else None for x, labels in operands if x.dim() >= -axis and x.shape[axis] > 1]
+    return _met(ledger, call, extents)
+
+
+def _met(ledger: Ledger, call: Call, extents: Sequence[Tensor | None]) -> Tensor | None:
+    """The labels of an axis on which these meet."""
     labelled = [ids for ids in extents if ids is not None]
     if len(labelled) < len(extents):
         for ids in labelled:
@@ -29,6 +37,34 @@ def _along(ledger: Ledger, call: Call, operands: list[tuple[Tensor, Labels]], ax
     for ids in labelled:
         merged = ids if merged is None else ledger.meet(merged, ids, call.place)
     return merged
+
+
+def index_put(ledger: Ledger, call: Call) -> Labels:
+    """`(input, indices, values)`: along the axes that no index looks into, the values are the same channels."""
+    target, indices, values = call.args[:3]
+    labels, own = call.labels(target) or (None,) * target.dim(), call.labels(values) or (None,) * values.dim()
+    looked = looked_up(indices)
+    if not looked:
+        return unknown(ledger, call)
+    _stays(ledger, call, *(labels[axis] for axis in looked))
+    found = [None if axis in looked else ids for axis, ids in enumerate(labels)]
+    rank = max(1 if index.dtype == torch.bool else index.dim() for index in indices if index is not None)
+    adjacent = looked == list(range(looked[0], looked[-1] + 1))  # else the axes of the indices come first
+    order: list[int | None] = [axis for axis in range(target.dim()) if axis not in looked]
+    order[looked[0] if adjacent else 0 : 0] = [None] * rank
+    for to, place in zip(order, range(-len(order), 0), strict=True):
+        given = [own[place]] if values.dim() >= -place and values.shape[place] > 1 else []
+        if to is None:
+            _stays(ledger, call, *given)
+        else:
+            found[to] = _met(ledger, call, [labels[to], *given] if target.shape[to] > 1 else given)
+    return tuple(found)
+
+
+def _stays(ledger: Ledger, call: Call, *labels: Tensor | None) -> None:
+    for ids in labels:
+        if ids is not None:
+            ledger.pin(ids, "is looked up by index", call.place)
 
 
 def factory(ledger: Ledger, call: Call) -> Labels:
@@ -74,4 +110,5 @@ POINTWISE: dict[str, Rule] = {
     **dict.fromkeys(NAMES, pointwise),
     **dict.fromkeys(FACTORIES, factory),
     **dict.fromkeys(UNIFORM, uniform),
+    "index_put": index_put,
 }

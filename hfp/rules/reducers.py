@@ -63,7 +63,17 @@ def _reduced(call: Call) -> tuple[set[int], bool]:
 
 
 def _one(call: Call) -> tuple[set[int], bool]:
-    return {call.argument(1, "dim", -1)}, True
+    schema = [argument.name for argument in call.func._schema.arguments]  # type: ignore[attr-defined]
+    return {call.argument(schema.index("dim"), "dim", -1)}, True
+
+
+def regions(ledger: Ledger, call: Call) -> Labels:
+    """`roi_align(input, boxes, ...)`: (N, C, H, W) and (K, 5) to (K, C, h, w)."""
+    labels, boxes = call.labels(call.args[0]), call.labels(call.args[1])
+    for ids in (*labels[:1], *labels[2:], *boxes):
+        if ids is not None:
+            ledger.pin(ids, "is read at boxes", call.place)
+    return (None, labels[1], None, None) if labels else ()
 
 
 _REDUCTIONS = """
@@ -85,5 +95,6 @@ _POOLS = {
 REDUCERS: dict[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, along(_reduced)),
     **dict.fromkeys(_SOFTMAXES + _ALONG_ONE, along(_one)),
+    **dict.fromkeys("torchvision::roi_align torchvision::roi_pool".split(), regions),
     **{name: along(_spatial(rank)) for rank, names in _POOLS.items() for name in names.split()},
 }
