@@ -27,6 +27,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, Limits, Row, Tell, machine, rows_of, seconds, write_json
+from double import doubled
 from networks import LIBRARIES, Arguments, Network
 from promises import Gated, call, leaves, measured, predicted, random_keep, relative_difference
 from rich.console import Console
@@ -129,7 +131,9 @@ class Cut:
             model, small = copy.deepcopy((model, small))
             inputs = placed(inputs, torch.device("cpu"), {torch.float32: dtype})
         gated = Gated(model.to(dtype), self.table, self.keep).train(training)
-        return _largest(_finite(call(gated, inputs)), _finite(call(small.to(dtype).train(training), inputs)))
+        small = small.to(dtype).train(training)
+        with doubled() if dtype == torch.float64 else nullcontext():
+            return _largest(_finite(call(gated, inputs)), _finite(call(small, inputs)))
 
 
 def _outputs_differ(cut: Cut, inputs: Arguments, where: str, row: Row, training: bool = False) -> Iterator[str]:

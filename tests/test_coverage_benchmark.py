@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from double import doubled
 from torch import Tensor, nn
 
 import hfp
@@ -187,3 +188,13 @@ def test_summary_and_causes() -> None:
     )
     assert coverage.failures(rows) == [("crashed: IndexError: the model has # channels", ["c", "d"])]
     assert coverage.pins(rows) == [("bmm: of # axes", ["a", "b"]), ("add: fixed", ["b"])]
+
+
+def test_what_names_float32_runs_in_float64() -> None:
+    with doubled():
+        x = torch.linspace(0, 1, 3).to(torch.float32)
+        y = torch.zeros(3, dtype=x.dtype) + x.float() / 3
+        assert y.dtype is torch.float32  # so it is told
+    assert x.dtype is y.dtype is torch.float64
+    assert torch.get_default_dtype() is torch.float32
+    assert torch.equal(y, torch.linspace(0, 1, 3, dtype=torch.float64) / 3)
