@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hfp.cost import Cost, Factor, build
-from hfp.labels import FIXED, Ledger, Place, Term, extended, prunable
+from hfp.labels import FIXED, Ledger, Place, Term, extended, prunable, unique_rows
 from hfp.operands import Operand
 from hfp.resolve import Numbering, resolve
 
@@ -193,10 +193,7 @@ def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, products: Tensor, w
 
 def _equal_rows(rows: Tensor) -> list[Tensor]:
     """The numbers of the rows that are equal, ascending; in the order of the first of each."""
-    kind = torch.zeros(len(rows), dtype=torch.long)
-    for column in rows.unbind(1):
-        value = column.unique(return_inverse=True)[1]
-        kind = (kind * (int(value.max()) + 1) + value).unique(return_inverse=True)[1] if len(rows) else kind
+    kind = unique_rows(rows)[1]
     order = kind.argsort(stable=True)
     parts = order.split(kind.bincount().tolist())
     return sorted(parts, key=lambda part: int(part[0]))
@@ -237,9 +234,9 @@ def _pinned(ledger: Ledger, numbering: Numbering) -> tuple[Pinned, ...]:
     vectors = [vector for ids in ledger.axes.values() for vector in ids]
     flat = torch.cat([torch.empty(0, dtype=torch.long), *vectors])
     owner = torch.repeat_interleave(torch.tensor([len(vector) for vector in vectors], dtype=torch.long))
-    pairs = torch.stack([owner, numbering.why[flat]])[:, whole[flat]]
+    pairs, kind = unique_rows(torch.stack([owner, numbering.why[flat]], 1)[whole[flat]])
     rows = []
-    for (place, number), times in zip(*(x.tolist() for x in pairs.t().unique(dim=0, return_counts=True)), strict=True):
+    for (place, number), times in zip(pairs.tolist(), kind.bincount().tolist(), strict=True):
         (name, dim), pin = places[place], numbering.pins[number]
         rows.append(Pinned(name, dim, times, pin.reason, pin.place))
     return tuple(rows)

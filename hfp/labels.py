@@ -118,6 +118,8 @@ class Ledger:
     """What ptflops' default backend counts; None where it fails on the network."""
     notes: list[str] = field(default_factory=list)
     size: int = 0
+    _joined: tuple[int, Tensor | None] = (0, None)
+    """How many ties have been followed, and what came out."""
     _met: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def number(self, name: str, shape: Sequence[int]) -> None:
@@ -128,6 +130,15 @@ class Ledger:
         """(count,) new ids."""
         self.size += count
         return torch.arange(self.size - count, self.size)
+
+    def roots(self) -> Tensor:
+        """Id -> the smallest id that it is tied to."""
+        done, root = self._joined
+        if root is None or len(root) < self.size:
+            done, root = 0, torch.arange(self.size)
+        root = components(self.size, self.ties[done:], root)
+        self._joined = len(self.ties), root
+        return root
 
     def labels(self, name: str) -> Labels:
         """The labels of the tensor `name` itself."""
@@ -198,10 +209,13 @@ class Ledger:
         return ids
 
 
-def components(size: int, ties: Iterable[Tensor]) -> Tensor:
-    """Connected components of `size` ids under `ties`: for each id, the smallest id that it is tied to."""
+def components(size: int, ties: Iterable[Tensor], root: Tensor | None = None) -> Tensor:
+    """Connected components of `size` ids under `ties`: for each id, the smallest id that it is tied to.
+
+    `root`: what is known already, from other ties.
+    """
     pairs = [tie for tie in ties if tie.numel()]
-    root = torch.arange(size)
+    root = torch.arange(size) if root is None else root
     if not pairs:
         return root
     a, b = torch.cat(pairs, dim=1)
@@ -213,3 +227,16 @@ def components(size: int, ties: Iterable[Tensor]) -> Tensor:
         if torch.equal(best, root):
             return root
         root = best
+
+
+def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows, in ascending order, and for each row the number of its like: `unique(dim=0)`, but quicker."""
+    if not len(rows):
+        return rows, torch.empty(0, dtype=torch.long)
+    kind = torch.zeros(len(rows), dtype=torch.long)
+    for column in rows.unbind(1):
+        values, rank = column.unique(return_inverse=True)
+        kind = (kind * len(values) + rank).unique(return_inverse=True)[1]
+    first = torch.empty(int(kind.max()) + 1, dtype=torch.long)
+    first[kind.flip(0)] = torch.arange(len(rows)).flip(0)
+    return rows[first], kind

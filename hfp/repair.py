@@ -44,16 +44,9 @@ class Repairs:
         self.kept: list[Repair] = []
         self.trying: dict[tuple[Any, ...], tuple[str, Repair]] = {}
         self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
-        self.left_out: list[Repair] = []
-        self.needed: set[str] = set()
 
     def next(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
         """Take note of what is still wrong, and choose what to try next. Whether there is anything to try."""
-        if self.left_out:  # all is well without it, or it has to come back
-            self.kept += self.left_out if found else []
-            self.left_out, again = [], bool(found)
-            if again:
-                return True
         wrong = {misfit.key for misfit in found}
         new = [misfit for misfit in found if misfit.key not in self.left]
         for key, (module, repair) in self.trying.items():
@@ -77,19 +70,14 @@ class Repairs:
                 return True
         return False
 
-    def doubted(self) -> bool:
-        """Leave out, for the next round, a kind of repair that another one might have made unnecessary.
-
-        An attribute may have been set because it is as large as the one that matters. Whether any is left to doubt.
-        """
-        names = {repair.attribute[1] for repair in self.kept if repair.attribute is not None} - self.needed
-        if self.left_out or len(names | self.needed) < 2 or not names:
-            return False
-        name = sorted(names)[0]
-        self.needed.add(name)
-        self.left_out = [r for r in self.kept if r.attribute is not None and r.attribute[1] == name]
-        self.kept = [repair for repair in self.kept if repair not in self.left_out]
-        return True
+    def doubtful(self) -> Iterator[list[Repair]]:
+        """Once nothing is wrong: the repairs of one attribute, as long as others would be left; and so on."""
+        self.kept += [repair for _, repair in self.trying.values()]
+        self.trying = {}
+        for name in sorted({repair.attribute[1] for repair in self.kept if repair.attribute is not None}):
+            of_name = [r for r in self.kept if r.attribute is not None and r.attribute[1] == name]
+            if len(of_name) < sum(repair.attribute is not None for repair in self.kept):
+                yield of_name
 
     def applied(self) -> Ledger:
         """The ledger, with the repairs that are kept or being tried."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfp.labels import FIXED, Ledger, Pin, Place, components
+from hfp.labels import FIXED, Ledger, Pin, Place, components, unique_rows
 
 _NONE = -1  # no factor here: rows of products are filled up to the same length
 
@@ -29,10 +29,9 @@ class Numbering:
 def resolve(ledger: Ledger) -> Numbering:
     """Number the channels of a ledger, in the order of their smallest id, which is that of the model's own tensors."""
     pins = list(ledger.pins)
-    ties = list(ledger.ties)
     ids, rows = _records(ledger)
+    root = ledger.roots()
     while True:
-        root = components(ledger.size, ties)
         left = root[ids]
         factors, endless = _expanded(root, ids, rows)
         same, clash = _congruent(left, factors)
@@ -41,7 +40,7 @@ def resolve(ledger: Ledger) -> Numbering:
             pins.append(Pin(clash, "is split into axes in two ways that do not fit", Place("view", "", "")))
         if not same.numel():
             break
-        ties.append(same)
+        root = components(ledger.size, [same], root)
 
     free = torch.zeros(ledger.size + 1, dtype=torch.bool)  # the last entry is for _NONE
     for made in ledger.produced:
@@ -58,7 +57,7 @@ def resolve(ledger: Ledger) -> Numbering:
     # What has one factor left is that channel; what has several is a product of them, the same one for equal factors.
     own, products = _distinct(number[factors])
     several = (own != FIXED).sum(1) > 1
-    table, index = own[several].unique(dim=0, return_inverse=True) if several.any() else (own[:0], None)
+    table, index = unique_rows(own[several]) if several.any() else (own[:0], None)
     number[left] = own.max(1).values if own.shape[1] else torch.full_like(left, FIXED)
     if index is not None:
         number[left[several]] = count + index

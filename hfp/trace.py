@@ -42,13 +42,24 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
     _pin(ignored_modules(model, ignore), seen.ledger)
     described = describe(subject.inputs, values=seen.real)
     repairs = Repairs(model, seen)
-    while True:  # every round tries a repair, or pins a channel at least
-        table = build_table(repairs.applied(), seen.operands, subject.names.parameters, described)
-        found = misfits(subject, table, seen)
-        if not repairs.next(found, table):
-            if not found and not repairs.doubted():
-                return table
-            seen.ledger.pins += pins_of(found, table)  # nothing, where a repair is being doubted
+
+    def table() -> ChannelTable:
+        return build_table(repairs.applied(), seen.operands, subject.names.parameters, described)
+
+    found = misfits(subject, last := table(), seen)
+    while found:  # every round tries a repair, or pins a channel at least
+        if not repairs.next(found, last):
+            seen.ledger.pins += pins_of(found, last)
+        found = misfits(subject, last := table(), seen)
+    # An attribute may have been set because it is as large as the one that matters: then all is well without it.
+    for needless in repairs.doubtful():
+        with_it, repairs.kept = repairs.kept, [repair for repair in repairs.kept if repair not in needless]
+        without = table()
+        if misfits(subject, without, seen, any_will_do=True):
+            repairs.kept = with_it
+        else:
+            last = without
+    return last
 
 
 def ignored_modules(model: nn.Module, ignore: Ignored) -> list[str]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
+from types import CodeType
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from hfp.operands import Operand
 from hfp.position import Position, Site
 from hfp.ptflops_count import PtflopsCounter
 from hfp.rules.own import OwnRuleError, Whole, rule_of
-from hfp.watcher import RuleError, Step, Watcher, first_line
+from hfp.watcher import RuleError, Step, Watcher, caller, first_line
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Called:
     leaves: list[Any]
     """What else it gave; None in place of tensors."""
     spec: Any
+    caller: tuple[CodeType | None, int]
+    """The place in the user's code."""
 
 
 @dataclass
@@ -56,6 +59,24 @@ class Run:
     """Training or not -> whether the model's code met the size of an axis on which channels are (see `hfp.sizes`)."""
     operands: list[Operand]
     """Arguments in which removed channels have to be hidden; their channels are ids of the ledger."""
+
+    def training_shows_all(self) -> bool:
+        """Whether every function that was called on channels in evaluation mode was so in training, by the same code.
+
+        In the same order, that is, perhaps with others between them.
+        """
+        if self.calls.keys() != {True, False}:
+            return False
+        evaluation, training = (
+            [
+                (site.inside, site.call, site.function, called.caller)
+                for site, called in self.calls[mode].items()
+                if any(labels for _, labels, *_ in called.outs)
+            ]
+            for mode in (False, True)
+        )
+        rest = iter(training)
+        return all(call in rest for call in evaluation)
 
 
 class NeedsValues(ValueError):
@@ -152,7 +173,7 @@ def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called]) ->
         if tensors or watcher.real:  # then also numbers that were read off values
             outs = [(x.shape, watcher.labels(x), x.dtype, _memory_order(x)) for x in tensors]
             rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            calls[site] = Called(len(taken), outs, rest, spec)
+            calls[site] = Called(len(taken), outs, rest, spec, caller())
         return out
 
     return around

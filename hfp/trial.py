@@ -67,21 +67,31 @@ class Misfit:
     """The length that is to blame, where it is known."""
 
 
-def misfits(subject: Subject, table: ChannelTable, seen: Run) -> list[Misfit]:
-    """What the first trial that does not fit found out; nothing if the cut networks do what the dense one does."""
+def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool = False) -> list[Misfit]:
+    """What the first trial that does not fit found out; nothing if the cut networks do what the dense one does.
+
+    `any_will_do`: whether a part of it is enough.
+    """
     able = reads_widths(subject.model, {name.partition(".")[0] for _, name in table.attributes})
     modes = [training for training in seen.steps if able or seen.sized[training]]
+    if len(modes) == 2 and seen.training_shows_all():
+        modes = [True]  # and with a batch of two, in which more can be told apart
     if not modes:
         return []
     for keep in (*(random_part(table, number) for number in range(_parts(table))), smallest_cut(table)):
-        if not bool(keep.all()):
-            cut = _Cut(table, keep)
-            with preserved(subject.model):
-                shadows = cut.shadows(subject.names.tensors)
-                resize(subject.model, table, cut.stays, {a: shadows[name] for a, name in subject.names.aliases.items()})
-                found = [misfit for training in modes for misfit in _Trial(subject, seen, cut, training).run()]
-            if found:
-                return list({misfit.key: misfit for misfit in reversed(found)}.values())[::-1]
+        if bool(keep.all()):
+            continue
+        cut = _Cut(table, keep)
+        found: list[Misfit] = []
+        with preserved(subject.model):
+            shadows = cut.shadows(subject.names.tensors)
+            resize(subject.model, table, cut.stays, {a: shadows[name] for a, name in subject.names.aliases.items()})
+            for training in modes:
+                found += _Trial(subject, seen, cut, training).run()
+                if found and any_will_do:
+                    return found
+        if found:
+            return list({misfit.key: misfit for misfit in reversed(found)}.values())[::-1]
     return []
 
 

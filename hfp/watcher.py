@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -238,13 +238,21 @@ def storage(tensor: Tensor) -> int:
 
 def source_line() -> str:
     """The innermost line of the user's own code, else of a library above torch."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith((_OWN, _TORCH, "<")):
-            return f"{Path(file).name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
+    frame = _users_frame()
+    return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+def caller() -> tuple[CodeType | None, int]:
+    """The same place, as exactly as Python knows it."""
+    frame = _users_frame()
+    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+
+
+def _users_frame() -> FrameType | None:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith((_OWN, _TORCH, "<")):
+        frame = frame.f_back
+    return frame
 
 
 def is_own(frame: FrameType) -> bool:
