@@ -17,7 +17,10 @@ class Names:
     parameters: list[str]
     """Those of them that are parameters, in the order of the model, before all buffers."""
     aliases: dict[str, str]
-    """Every name of every parameter and buffer -> the first name of the same tensor (tied weights have several)."""
+    """Every place of every parameter and buffer -> the first name of the same tensor (tied weights have several).
+
+    A module that is registered twice has its places once: put in by both names, a tensor would not come out again.
+    """
 
     @staticmethod
     def of(model: nn.Module) -> Names:
@@ -28,7 +31,7 @@ class Names:
         >>> Names.of(tied).aliases
         {'0.weight': '0.weight', '0.bias': '0.bias', '1.weight': '0.weight', '1.bias': '1.bias'}
         """
-        modules = list(model.named_modules(remove_duplicate=False))
+        modules = list(model.named_modules())
         first: dict[int, str] = {}
         tensors: dict[str, Tensor] = {}
         aliases: dict[str, str] = {}
@@ -42,5 +45,5 @@ class Names:
                         tensors.setdefault(aliases[alias], tensor)
             if kind == "_parameters":
                 parameters = list(tensors)
-        names = {module: prefix for prefix, module in reversed(modules)}
+        names = {module: prefix for prefix, module in modules}
         return Names(names, tensors, parameters, aliases)

@@ -201,6 +201,14 @@ def module_called_twice() -> Net:
     return Net(lambda net, x: net.c(net.b(net.b(net.a(x)).relu())), a=conv(3, 6), b=conv(6, 6), c=conv(6, 4))
 
 
+@specimen({places("a", "b", "b.weight/1", "c.weight/1"): 6})
+def module_with_two_names() -> Net:
+    b = conv(6, 6)
+    return Net(
+        lambda net, x: net.c(net.again[0](net.b(net.a(x)))), a=conv(3, 6), b=b, again=nn.ModuleList([b]), c=conv(6, 4)
+    )
+
+
 @specimen({places("a", "b.bias/0", "c.weight/1"): 6})
 def tied_weights() -> Net:
     net = Net(lambda net, x: net.c(net.a(x) + net.b(x).relu()), a=conv(3, 6), b=conv(3, 6), c=conv(6, 4))

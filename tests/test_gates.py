@@ -69,3 +69,14 @@ def test_the_model_is_not_touched() -> None:
     gates.gated_forward(model, gates.Readers(model, table), torch.zeros(6, dtype=torch.float64), x)
     assert model.b.weight is before and bool(before.any())
     assert list(gates.Readers(model, table).state_dict()) == []
+
+
+@pytest.mark.parametrize("name", ["module_with_two_names", "module_called_twice", "tied_weights", "chain"])
+def test_every_parameter_is_in_its_place_again_after_a_gated_forward(name: str) -> None:
+    specimen = ZOO[name]
+    model = specimen.model()
+    before = dict(model.named_parameters(remove_duplicate=False))
+    gated = Gated(model, table := trace(model, specimen.inputs()), torch.ones(table.channels, dtype=torch.bool))
+    call(gated, (specimen.inputs(), {}))
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
