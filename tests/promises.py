@@ -67,8 +67,14 @@ def call(model: Callable[..., Any], arguments: Arguments, seed: int = 0) -> Any:
 
 def measured(model: nn.Module, arguments: Arguments) -> tuple[int, int]:
     """(multiply-adds, parameters) by PyTorch's own counter."""
-    with only_plain_operators(), FlopCounterMode(display=False) as counter:
-        call(model, arguments)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)  # the counter hooks into gradients, and fails on views that are to have one
+    try:
+        with only_plain_operators(), FlopCounterMode(display=False) as counter:
+            call(model, arguments)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters())
 
 
