@@ -56,7 +56,8 @@ class Functions(TorchFunctionMode):
         sizes = self.watcher.sizes
         if name == "__get__":
             out = self.pretended if self.pretended and func == _DEVICE else func(*args, **kwargs)
-            self.watcher.sizes += tells_size(name, out) and not is_own(sys._getframe(1))
+            if tells_size(name, out) and not is_own(sys._getframe(1)):
+                self.watcher.tell_size(args[0])
             return out
         if self.pretended:
             args, kwargs = tree_map(self._actual, (args, kwargs))
@@ -70,8 +71,8 @@ class Functions(TorchFunctionMode):
         out = self.around(site, args, kwargs, partial(self._call, func, site, args, kwargs))
         if name in SIZE_FREE_FUNCTIONS:
             self.watcher.sizes = sizes
-        elif not isinstance(out, Tensor):
-            self.watcher.sizes += tells_size(name, out)
+        elif not isinstance(out, Tensor) and tells_size(name, out):
+            self.watcher.tell_size(args[0] if args else None)
         asks, ledger.asks[before:] = ledger.asks[before:], []
         if site.function == "einsum":  # which multiplies element by element where it has nothing to sum
             for tensor in tree_leaves(args):

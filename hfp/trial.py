@@ -29,7 +29,7 @@ from hfp.rules.mixers import MIXERS
 from hfp.sizes import reads_widths
 from hfp.surgery import in_channels_last, resize
 from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
-from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, source_line
+from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, line_of, source_line
 
 _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
 """Whether a reshape copies depends on strides, and so on lengths of 1: never compared."""
@@ -168,8 +168,17 @@ class _Trial:
         except RuleError:
             raise
         except Exception as error:
-            self._misfit(self._expected(), f"fails ({first_line(error)})")
+            # No function of PyTorch failed: the code itself did, likely for a size that it has read.
+            self._misfit(self._expected(), f"fails ({first_line(error)})", line=line_of(error), touched=self._read())
         return self.found
+
+    def _read(self) -> tuple[Tensor, ...]:
+        """The ids of the channels of which the size was read last: of their whole groups, the rest is cut here."""
+        table = self.cut.table
+        labels = [ids for ids in self.watcher.labels(self.watcher.read) if ids is not None]
+        left = {channel for ids in labels for row in self.cut.sets.rows(ids) for channel in row}
+        channels = [table.groups[number].channels for number in table.group_of[sorted(left)].unique().tolist()]
+        return ((torch.isin(table.channel_of, torch.cat(channels)).nonzero().flatten()),) if channels else ()
 
     def _expected(self) -> Step | None:
         """The next step of the dense run that matters."""
@@ -277,6 +286,10 @@ class _Trial:
 
     def _told(self, misfit: Misfit, site: Site, called: Called, args: Any) -> list[Misfit]:
         """The same misfit, one for each length that the call asks for and that does not follow."""
+        if site.function in ("split", "split_with_sizes") and len(args) > 1 and isinstance(args[1], (list, tuple)):
+            parts = self._parts(called, args[1])
+            told = [replace(misfit, key=(site, number, extent.axis), extent=extent) for number, extent in parts]
+            return told or [replace(misfit, key=(site,))]
         asked = [n for n in tree_leaves(args[1:]) if isinstance(n, int)]
         if site.function == "unflatten" and len(args) > 2:
             axis = args[1] % args[0].dim()
@@ -285,6 +298,16 @@ class _Trial:
         extents = self._extents(shape, labels, self.cut.shape(shape, labels), asked) if len(called.outs) == 1 else []
         known = extents or ([misfit.extent] if misfit.extent else [])
         return [replace(misfit, key=(site, e.axis), extent=e) for e in known] or [replace(misfit, key=(site,))]
+
+    def _parts(self, called: Called, sizes: Sequence[int]) -> list[tuple[int, Extent]]:
+        """(part, length) of a split for which other sizes were asked than are left of its parts."""
+        axis = next((n for n in range(len(called.outs[0][0])) if [out[0][n] for out in called.outs] == list(sizes)), 0)
+        found = []
+        for number, ((shape, labels, *_), asked) in enumerate(zip(called.outs, sizes, strict=True)):
+            wanted = [*self.cut.shape(shape, labels)]
+            given = [*wanted[:axis], asked, *wanted[axis + 1 :]]
+            found += [(number, extent) for extent in self._extents(shape, labels, wanted, given)]
+        return found
 
     def _replaced(self, called: Called) -> Any:
         """New tensors of the shapes that are left, in the memory order of the dense ones."""
@@ -329,11 +352,18 @@ class _Trial:
                 break
         return tuple(known.values())[:4]
 
-    def _misfit(self, dense: Step | None, how: str, extent: Extent | None = None) -> None:
+    def _misfit(
+        self,
+        dense: Step | None,
+        how: str,
+        extent: Extent | None = None,
+        line: str = "",
+        touched: tuple[Tensor, ...] = (),
+    ) -> None:
         place = (dense or self.dense[-1]).place
-        place = Place(place.operator, self.watcher.position.path or place.module, source_line() or place.line)
+        place = Place(place.operator, self.watcher.position.path or place.module, line or source_line() or place.line)
         axis = None if extent is None else extent.axis
-        self.found.append(Misfit((place, axis), how, place, self._blamed(), extent))
+        self.found.append(Misfit((place, axis), how, place, touched or self._blamed(), extent))
 
     def _blamed(self) -> tuple[Tensor, ...]:
         """The labels at the next step, or the last one before it, at which some can still be cut."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -78,6 +79,8 @@ class Watcher(TorchDispatchMode):
         self.on_step = on_step
         self.real = real  # whether tensors have values, which then differ from run to run
         self.sizes = 0  # how often channels have met an operator that is given a size
+        self.read: Tensor | None = None
+        """The tensor whose size was read last."""
         self._paused = False
         # Keyed by identity; the tensor stands beside its entry so that no other can take its id while the run lasts.
         self._names = {id(tensor): (tensor, name) for name, tensor in shadows.items()}
@@ -111,6 +114,12 @@ class Watcher(TorchDispatchMode):
         for ids in self.labels(tensor):
             if ids is not None:
                 self.ledger.pin(ids, reason, Place(operator, self.position.path, source_line()))
+
+    def tell_size(self, tensor: Any) -> None:
+        """The model's code has read the size of a tensor."""
+        self.sizes += 1
+        if self.labels(tensor):
+            self.read = tensor
 
     def name_of(self, tensor: Any) -> str | None:
         return self._names.get(id(tensor), (None, None))[1]
@@ -248,9 +257,19 @@ def caller() -> tuple[CodeType | None, int]:
     return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
 
 
+def line_of(error: Exception) -> str:
+    """Where in the user's own code an error came from."""
+    own = [entry for entry in traceback.walk_tb(error.__traceback__) if not _is_library(entry[0])]
+    return f"{Path(own[-1][0].f_code.co_filename).name}:{own[-1][1]}" if own else ""
+
+
+def _is_library(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith((_OWN, _TORCH, "<"))
+
+
 def _users_frame() -> FrameType | None:
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename.startswith((_OWN, _TORCH, "<")):
+    while frame is not None and _is_library(frame):
         frame = frame.f_back
     return frame
 

@@ -20,8 +20,6 @@ from hfp.inputs import arguments
 
 ALL = {**ATTENTION, **LAYERS, **NORMALISERS, **RECURRENT, **REARRANGED}
 WHOLE = {
-    "keys_narrower_than_values": "the parts of a split are sums of products of attributes",
-    "keys_narrower_than_values_alike": "the parts of a split are sums of products of attributes",
     "bert_scaled_by_its_head_size": "the scale would change with the attribute",
     "scaled_by_the_size_of_the_queries": "the scale is read off a tensor that is cut",
     "scaled_by_the_size_of_the_queries_alike": "the scale is read off a tensor that is cut",
@@ -34,7 +32,6 @@ WHOLE = {
     "recurrence_by_hand": "zeros of a size that two attributes could be",
     "shuffle_unit": "half of the output is made by the last layer",
     "shuffled_between_grouped_convolutions": "channel shuffle between grouped convolutions",
-    "split_in_unequal_parts": "literal lengths of unequal parts",
 }
 """What could be pruned and is not yet, and why: held to stay whole by a pin, never cut wrongly."""
 every = pytest.mark.parametrize("specimen", ALL.values(), ids=ALL.keys())
