@@ -7,10 +7,12 @@ module says of its own size. Where there is any doubt, it can tell.
 
 from __future__ import annotations
 
+import dis
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from types import CodeType, FunctionType
+from functools import cache
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -24,7 +26,7 @@ SIZE_FREE = (set(POINTWISE) - set(FACTORIES)) | set(REDUCERS) | set(NORMS) | set
 """Operators that are not given the size of any axis, but that of a kernel."""
 SIZE_FREE_FUNCTIONS = {"linear", "flatten"}
 """Functions that are not, though the operators in them are."""
-_RANKS = {"dim", "ndimension", "get_device", "element_size"}
+_RANKS = {"dim", "ndim", "ndimension", "get_device", "element_size", "itemsize", "_version"}
 _WIDTHS = """in_channels out_channels in_features out_features num_features num_embeddings embedding_dim input_size
 normalized_shape num_channels num_parameters embed_dim head_dim"""
 WIDTHS = frozenset(_WIDTHS.split())
@@ -35,6 +37,23 @@ def tells_size(function: str, out: Any) -> bool:
     """Whether a method of a tensor has given a size: `x.shape`, `x.size(1)`, `len(x)`, `x.stride()` ..."""
     numbers = out if isinstance(out, (tuple, list)) else (out,)
     return function not in _RANKS and any(type(number) is int for number in numbers)
+
+
+def axis_read(frame: FrameType) -> int | None:
+    """The axis of which the size is read, where that is written down: 0 if the code in `frame` is at `x.shape[0]`."""
+    return _indexed_at_once(frame.f_code).get(frame.f_lasti)
+
+
+@cache
+def _indexed_at_once(code: CodeType) -> dict[int, int]:
+    """Offset of an instruction -> the number that follows it as an index."""
+    steps = list(dis.get_instructions(code))
+    return {
+        first.offset: index.argval
+        for first, index, last in zip(steps, steps[1:], steps[2:], strict=False)
+        if index.opname.startswith("LOAD_") and type(index.argval) is int
+        if last.opname == "BINARY_SUBSCR" or last.argrepr == "[]"
+    }
 
 
 def reads_widths(model: nn.Module, attributes: Iterable[str]) -> bool:

@@ -17,7 +17,7 @@ from hfp.attention import MultiheadAttention
 from hfp.inputs import Arguments
 from hfp.labels import prunable
 from hfp.names import Names
-from hfp.tracing import tensors_of
+from hfp.tracing import tensors_of, uncollected
 
 if TYPE_CHECKING:
     from hfp.channels import ChannelTable
@@ -65,7 +65,8 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # an activation that the model keeps
                 memo[id(value)] = value.detach().clone()
-    small = copy.deepcopy(model, memo)
+    with uncollected():
+        small = copy.deepcopy(model, memo)
     resize(small, table, stays, {alias: left[name] for alias, name in names.aliases.items()})
     return small
 

@@ -13,7 +13,7 @@ from hfp.inputs import arguments, describe
 from hfp.labels import Ledger, Place
 from hfp.names import Names
 from hfp.repair import Repairs, pins_of
-from hfp.tracing import Subject, run
+from hfp.tracing import Subject, run, uncollected
 from hfp.trial import misfits
 
 Ignored = Sequence[str | nn.Module] | str | nn.Module
@@ -38,6 +38,12 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
     if isinstance(getattr(model, "table", None), ChannelTable):
         raise ValueError("the model is wrapped, and has its table already: net.table (the plain model is net.model)")
     subject = Subject(model, arguments(model, example_inputs), Names.of(model))
+    with uncollected():
+        return _trace(subject, ignore)
+
+
+def _trace(subject: Subject, ignore: Ignored) -> ChannelTable:
+    model = subject.model
     seen = run(subject)
     _pin(ignored_modules(model, ignore), seen.ledger)
     described = describe(subject.inputs, values=seen.real)

@@ -7,6 +7,7 @@ evaluation mode, since auxiliary heads and batch statistics differ; costs are co
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -223,6 +224,18 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for name, content in zip(inner, contents, strict=True):
                 vars(module)[name].clear()
                 vars(module)[name].update(content)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected in here: a trace, or a copy, makes many objects, all of which live to its end."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 _PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.Size)

@@ -115,10 +115,11 @@ class Watcher(TorchDispatchMode):
             if ids is not None:
                 self.ledger.pin(ids, reason, Place(operator, self.position.path, source_line()))
 
-    def tell_size(self, tensor: Any) -> None:
-        """The model's code has read the size of a tensor."""
-        self.sizes += 1
-        if self.labels(tensor):
+    def tell_size(self, tensor: Any, axis: int | None) -> None:
+        """The model's code has read the size of a tensor, along one axis or all."""
+        labels = self.labels(tensor)
+        if labels and (axis is None or labels[axis] is not None):
+            self.sizes += 1
             self.read = tensor
 
     def name_of(self, tensor: Any) -> str | None:
@@ -156,10 +157,15 @@ class Watcher(TorchDispatchMode):
         outs = tensors_in(out) if own else labelled(out)
         after = tuple(self.labels(tensor) for tensor in outs)
         touched = before + tuple(ids for labels in after for ids in labels if ids is not None)
-        if touched and (own or name.rstrip("_") not in SIZE_FREE):
+        if own or (touched and name.rstrip("_") not in SIZE_FREE and (before or self._as_wide(outs))):
             self.sizes += 1
         scalars = tuple(map(self._value, values)) if own or name.rstrip("_") in SIZELESS else ()
         self.on_step(Step(name, scalars, tuple(t.shape for t in outs), after, touched, place, own))
+
+    def _as_wide(self, made: list[Tensor]) -> bool:
+        """Whether any length of these tensors, which are made from numbers, could be one of channels."""
+        widths = {len(ids) for axes in self.ledger.axes.values() for ids in axes}
+        return any(length in widths for x in made for length in x.shape if length > 1)
 
     def _apply(self, func: Any, args: Any, kwargs: Any, out: Any, place: Place, counted: bool) -> Place:
         """Let the rule of the operator speak; its place, with the source line if it pinned something."""
