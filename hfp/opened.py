@@ -63,6 +63,43 @@ def group_norm(
     ).to(_result(input))
 
 
+def var(
+    input: Tensor,
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Tensor:
+    """As `torch.var`, whose second argument may be `unbiased` too."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    if correction is None:
+        correction = 1 if unbiased is None else int(unbiased)
+    axes = list(range(input.dim())) if dim is None or dim == () else dim
+    centred = input - input.mean(axes, keepdim=True)
+    count = torch.ones_like(input).sum(axes, keepdim=keepdim)  # of what is left
+    return centred.square().sum(axes, keepdim=keepdim) / (count - correction)
+
+
+def std(
+    input: Tensor,
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Tensor:
+    """As `torch.std`."""
+    return var(input, dim, unbiased, keepdim, correction=correction).sqrt()
+
+
+def channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """As `torch.nn.functional.channel_shuffle`."""
+    parts = input.unflatten(1, (groups, -1))
+    return parts.transpose(1, 2).reshape(input.shape[0], -1, *input.shape[2:])
+
+
 def _normalised(input: Tensor, shape: Sequence[int]) -> list[int]:
     shape = [shape] if isinstance(shape, int) else list(shape)
     if list(input.shape[-len(shape) :]) != shape:
@@ -121,6 +158,12 @@ OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.group_norm: group_norm,
     F.rms_norm: rms_norm,
     torch.rms_norm: rms_norm,
+    torch.var: var,
+    torch.Tensor.var: var,
+    torch.std: std,
+    torch.Tensor.std: std,
+    torch.channel_shuffle: channel_shuffle,
+    torch.native_channel_shuffle: channel_shuffle,
     F.multi_head_attention_forward: attention_body,
     multi_head_attention_forward: attention_body,
 }

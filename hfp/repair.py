@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Ledger, Pin, prunable
+from hfp.sizes import WIDTHS
 from hfp.tracing import Run
 from hfp.trial import Misfit
 
+KNOWN = WIDTHS | {"kdim", "vdim"}
 MOST = 6  # repairs that are tried for one misfit
 
 
@@ -106,7 +108,10 @@ class Repairs:
         """Integers of the module, or of one around it, that are as large as the length is."""
         while True:
             module = self.modules.get(path)
+            known = KNOWN if type(module).__module__.startswith("torch.nn.") else ()  # `hfp.surgery` sees to those
             for name, value in vars(module).items() if module is not None else ():
+                if name in known:
+                    continue
                 if not name.startswith("_") and type(value) is int and value == len(ids):
                     yield Repair(ids, (path, name))
                 if not name.startswith("_") and isinstance(value, (tuple, list)):

@@ -124,6 +124,7 @@ def _run(subject: Subject, real: bool) -> Run:
     shadows = _shadows(subject, real)
     for name, tensor in shadows.items():
         ledger.number(name, tensor.shape)
+    _state_sizes(subject.names, ledger)
     steps: dict[bool, list[Step]] = {}
     calls: dict[bool, dict[Site, Called]] = {}
     sized: dict[bool, bool] = {}
@@ -160,6 +161,23 @@ def _run(subject: Subject, real: bool) -> Run:
     else:
         ledger.ptflops = counter.terms()
     return Run(ledger, steps, real, calls, sized, operands)
+
+
+def _state_sizes(names: Names, ledger: Ledger) -> None:
+    """The states of all layers and directions of a recurrent module have one size, which is kept as its attribute."""
+    for module, path in names.modules.items():
+        if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            projected = getattr(module, "proj_size", 0) > 0
+            for kind, size in (
+                ("weight_hh", "proj_size" if projected else "hidden_size"),
+                ("weight_hr", "hidden_size"),
+            ):
+                own = [names.aliases[f"{path}.{key}" if path else key] for key in module._parameters if kind in key]
+                columns = [ledger.axes[name][1] for name in own]
+                for other in columns[1:]:
+                    ledger.tie(columns[0], other, Place("state", path, ""))
+                if columns:
+                    ledger.attributes[path, size] = columns[0]
 
 
 _ONE = tree_flatten(None)[1]
