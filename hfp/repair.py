@@ -8,8 +8,9 @@ lose the same channels. Which it is, is found by trying.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Ledger, Pin, prunable
 from hfp.sizes import WIDTHS
-from hfp.tracing import Run
-from hfp.trial import Misfit
+from hfp.tracing import Run, Subject
+from hfp.trial import Misfit, asked_from
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
 MOST = 6  # repairs that are tried for one misfit
@@ -32,6 +33,8 @@ class Repair:
     ids: Tensor
     attribute: tuple[str, str] | None = None
     others: Tensor | None = None
+    sure: bool = False
+    """Whether the attribute was seen to be asked for there."""
 
     def key(self) -> tuple[Any, ...]:
         return self.attribute, tuple(self.ids.tolist()), None if self.others is None else tuple(self.others.tolist())
@@ -40,31 +43,46 @@ class Repair:
 class Repairs:
     """Goes through the repairs of every misfit, one at a time, and keeps those that help."""
 
-    def __init__(self, model: nn.Module, seen: Run) -> None:
-        self.modules = dict(model.named_modules())
-        self.seen = seen
+    def __init__(self, subject: Subject, seen: Run) -> None:
+        self.subject, self.seen = subject, seen
+        self.asked: dict[str, set[Any]] = defaultdict(set)
+        """Attribute -> the misfits that it makes where it is larger by one."""
+        self.refused: set[tuple[str, str] | None] = set()
+        self.modules = {path: module for module, path in subject.names.modules.items()}
         self.kept: list[Repair] = []
         self.trying: dict[tuple[Any, ...], tuple[str, Repair]] = {}
         self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
 
     def next(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
         """Take note of what is still wrong, and choose what to try next. Whether there is anything to try."""
+        refused = [(misfit, repair) for misfit in found for repair in self.kept if self._breaks(repair, misfit)]
+        if refused:  # where an attribute also stands in arithmetic, it has to stay as it is
+            self.seen.ledger.pins += [
+                Pin(repair.ids, f"does not follow when channels go: the cut network {misfit.how}", misfit.place)
+                for misfit, repair in refused
+            ]
+            self.refused |= {repair.attribute for _, repair in refused}
+            self.kept = [repair for repair in self.kept if repair.attribute not in self.refused]
+            self.trying = {}
+            return True
         wrong = {misfit.key for misfit in found}
         new = [misfit for misfit in found if misfit.key not in self.left]
         for key, (module, repair) in self.trying.items():
-            # It helped, unless something else went wrong for it.
-            if key not in wrong and not any(_within(misfit.place.module, module) for misfit in new):
+            # It is asked for there, or it helped, and nothing else went wrong for it.
+            helped = key not in wrong and not any(_within(misfit.place.module, module) for misfit in new)
+            if repair.sure or helped:
                 self.kept.append(repair)
-        for misfit in found:
-            if misfit.key not in self.left:
-                self.left[misfit.key] = iter(list(self._candidates(misfit, table))[:MOST])
+        candidates = {misfit.key: list(self._candidates(misfit, table)) for misfit in new}
+        informed = self._informed({m.key: candidates[m.key] for m in new if m.asked or m.numbers}, table)
+        self.left |= {key: iter(some[:MOST]) for key, some in {**candidates, **informed}.items()}
         self.trying = {}
         used = {repair.key() for repair in self.kept}
         # Where it is known which length does not follow, a repair is no guess: those first.
         for known in (True, False):
             for misfit in found:
                 if (misfit.extent is not None) == known:
-                    chosen = next((r for r in self.left[misfit.key] if r.key() not in used), None)
+                    left = (r for r in self.left[misfit.key] if r.attribute is None or r.attribute not in self.refused)
+                    chosen = next((repair for repair in left if repair.key() not in used), None)
                     if chosen is not None:
                         used.add(chosen.key())
                         self.trying[misfit.key] = misfit.place.module, chosen
@@ -72,11 +90,36 @@ class Repairs:
                 return True
         return False
 
+    def _informed(self, candidates: dict[Any, list[Repair]], table: ChannelTable) -> dict[Any, list[Repair]]:
+        """For each misfit its candidates; only those that are asked for there, if any are seen to be."""
+        paths: dict[str, set[str]] = defaultdict(set)
+        for some in candidates.values():
+            for repair in some:
+                if repair.attribute is not None:
+                    paths[repair.attribute[1]].add(repair.attribute[0])
+        for name in sorted(paths):
+            self.asked[name] |= asked_from(self.subject, table, self.seen, name, paths[name])
+        return {
+            key: [
+                replace(repair, sure=True)
+                for repair in some
+                if repair.attribute is not None and key in self.asked[repair.attribute[1]]
+            ]
+            or some
+            for key, some in candidates.items()
+        }
+
+    def _breaks(self, repair: Repair, misfit: Misfit) -> bool:
+        """Whether numbers are other ones because an attribute was changed."""
+        path, name = repair.attribute or ("", "")
+        asked = misfit.key in self.asked.get(name, ()) and _within(misfit.place.module, path)
+        return repair.sure and misfit.numbers and asked
+
     def doubtful(self) -> Iterator[list[Repair]]:
         """Once nothing is wrong: the repairs of one attribute, as long as others would be left; and so on."""
         self.kept += [repair for _, repair in self.trying.values()]
         self.trying = {}
-        for name in sorted({repair.attribute[1] for repair in self.kept if repair.attribute is not None}):
+        for name in sorted({r.attribute[1] for r in self.kept if r.attribute is not None and not r.sure}):
             of_name = [r for r in self.kept if r.attribute is not None and r.attribute[1] == name]
             if len(of_name) < sum(repair.attribute is not None for repair in self.kept):
                 yield of_name
@@ -102,16 +145,20 @@ class Repairs:
         elif extent.found == extent.dense:
             yield from self._attributes(misfit.place.module, extent.ids)
         else:
+            for repair in self.kept:  # an attribute that was changed is asked for here as well
+                path, name = repair.attribute or ("", "")
+                as_long = extent.dense == len(repair.ids) and _within(misfit.place.module, path)
+                if as_long and misfit.key in self.asked.get(name, ()):
+                    yield Repair(extent.ids, repair.attribute, sure=True)
             yield from (Repair(extent.ids, others=others) for others in extent.followed)
 
     def _attributes(self, path: str, ids: Tensor) -> Iterator[Repair]:
         """Integers of the module, or of one around it, that are as large as the length is."""
         while True:
             module = self.modules.get(path)
-            known = KNOWN if type(module).__module__.startswith("torch.nn.") else ()  # `hfp.surgery` sees to those
             for name, value in vars(module).items() if module is not None else ():
-                if name in known:
-                    continue
+                if name in KNOWN and type(module).__module__.startswith("torch.nn.") and _has_own(module):
+                    continue  # `hfp.surgery` sees to what layers of PyTorch say of the parameters that they have
                 if not name.startswith("_") and type(value) is int and value == len(ids):
                     yield Repair(ids, (path, name))
                 if not name.startswith("_") and isinstance(value, (tuple, list)):
@@ -135,6 +182,10 @@ class Repairs:
                         known.add(key)
                         found.append(ids)
         return found
+
+
+def _has_own(module: nn.Module | None) -> bool:
+    return module is not None and any(parameter is not None for parameter in module._parameters.values())
 
 
 def _within(path: str, module: str) -> bool:

@@ -74,7 +74,7 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
 def resize(model: nn.Module, table: ChannelTable, stays: Tensor, tensors: dict[str, Tensor]) -> None:
     """Set what the modules of a cut network say of their own sizes. `tensors`: its parameters and buffers, by name."""
     for (name, attribute), vector in table.attributes.items():
-        _set(model.get_submodule(name), attribute, len(live(vector, stays)))
+        set_size(model.get_submodule(name), attribute, len(live(vector, stays)))
     narrowed = {name.rpartition(".")[0] for name, axes in table.axes.items() if any(map(prunable, axes))}
     for name, module in model.named_modules():
         if type(module) is nn.MultiheadAttention and name in narrowed:
@@ -82,7 +82,7 @@ def resize(model: nn.Module, table: ChannelTable, stays: Tensor, tensors: dict[s
         _set_widths(module, {key: tensors.get(f"{name}.{key}" if name else key) for key in _TELLING})
 
 
-def _set(module: nn.Module, attribute: str, value: int) -> None:
+def set_size(module: nn.Module, attribute: str, value: int) -> None:
     """Set an integer attribute, or, as `normalized_shape.0`, an entry of a tuple or list."""
     name, _, index = attribute.partition(".")
     if not index:

@@ -47,7 +47,7 @@ def _trace(subject: Subject, ignore: Ignored) -> ChannelTable:
     seen = run(subject)
     _pin(ignored_modules(model, ignore), seen.ledger)
     described = describe(subject.inputs, values=seen.real)
-    repairs = Repairs(model, seen)
+    repairs = Repairs(subject, seen)
 
     def table() -> ChannelTable:
         return build_table(repairs.applied(), seen.operands, subject.names.parameters, described)

@@ -12,7 +12,8 @@ trained yet mean nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -27,7 +28,7 @@ from hfp.labels import ANY, FIXED, Labels, Ledger, Place, prunable
 from hfp.position import Position, Site
 from hfp.rules.mixers import MIXERS
 from hfp.sizes import reads_widths
-from hfp.surgery import in_channels_last, resize
+from hfp.surgery import in_channels_last, resize, set_size
 from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, line_of, source_line
 
@@ -65,6 +66,10 @@ class Misfit:
     """The labels that meet there, of which some can still be cut; the last axes come first."""
     extent: Extent | None = None
     """The length that is to blame, where it is known."""
+    numbers: bool = False
+    """Whether it is the numbers that differ, not a shape or a channel."""
+    asked: bool = False
+    """Whether the length stands among the arguments of the function."""
 
 
 def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool = False) -> list[Misfit]:
@@ -72,20 +77,15 @@ def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool 
 
     `any_will_do`: whether a part of it is enough.
     """
-    able = reads_widths(subject.model, {name.partition(".")[0] for _, name in table.attributes})
-    modes = [training for training in seen.steps if able or seen.sized[training]]
-    if len(modes) == 2 and seen.training_shows_all():
-        modes = [True]  # and with a batch of two, in which more can be told apart
-    if not modes:
-        return []
-    for keep in (*(random_part(table, number) for number in range(_parts(table))), smallest_cut(table)):
+    modes = _modes(subject, table, seen)
+    for keep in (
+        (*(random_part(table, number) for number in range(_parts(table))), smallest_cut(table)) if modes else ()
+    ):
         if bool(keep.all()):
             continue
         cut = _Cut(table, keep)
         found: list[Misfit] = []
-        with preserved(subject.model):
-            shadows = cut.shadows(subject.names.tensors)
-            resize(subject.model, table, cut.stays, {a: shadows[name] for a, name in subject.names.aliases.items()})
+        with _resized(subject, cut):
             for training in modes:
                 found += _Trial(subject, seen, cut, training).run()
                 if found and any_will_do:
@@ -93,6 +93,39 @@ def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool 
         if found:
             return list({misfit.key: misfit for misfit in reversed(found)}.values())[::-1]
     return []
+
+
+def asked_from(subject: Subject, table: ChannelTable, seen: Run, attribute: str, paths: Iterable[str]) -> set[Any]:
+    """The keys of what the whole network does otherwise when these modules have an attribute that is larger by one."""
+    cut = _Cut(table, torch.ones(table.channels, dtype=torch.bool))
+    name, _, index = attribute.partition(".")
+    with _resized(subject, cut):
+        for path in paths:
+            module = subject.model.get_submodule(path)
+            value = getattr(module, name)
+            set_size(module, attribute, (value[int(index)] if index else value) + 1)
+        trials = [_Trial(subject, seen, cut, training) for training in _modes(subject, table, seen)]
+        found = [misfit for trial in trials for misfit in trial.run()]
+        return {misfit.key for misfit in found if misfit.asked or misfit.numbers}
+
+
+def _modes(subject: Subject, table: ChannelTable, seen: Run) -> list[bool]:
+    """In training or not: the modes in which the model's code could do something else when it is cut."""
+    able = reads_widths(subject.model, {name.partition(".")[0] for _, name in table.attributes})
+    modes = [training for training in seen.steps if able or seen.sized[training]]
+    if len(modes) == 2 and seen.training_shows_all():
+        return [True]  # and with a batch of two, in which more can be told apart
+    return modes
+
+
+@contextmanager
+def _resized(subject: Subject, cut: _Cut) -> Iterator[None]:
+    """The modules say of their own sizes what those of the cut network will."""
+    with preserved(subject.model):
+        shadows = cut.shadows(subject.names.tensors)
+        tensors = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
+        resize(subject.model, cut.table, cut.stays, tensors)
+        yield
 
 
 def random_part(table: ChannelTable, number: int = 0) -> Tensor:
@@ -112,12 +145,15 @@ def random_part(table: ChannelTable, number: int = 0) -> Tensor:
     return keep
 
 
+SMALL = 3  # groups of so few channels are told apart by which of them are cut at all
+
+
 def _numbers(group: Group) -> list[int]:
     """How many channels of a group may be left in a trial, the nearest to half of them first."""
     # Two at least, where that is a cut: a single channel is not followed by name (see `_Cut`).
     least = max(group.least, 2 if group.width > 2 else 1)
     half = group.width / 2
-    numbers = range(least, max(least + 1, group.width))
+    numbers = range(least, group.width + 1 if group.width <= SMALL else max(least + 1, group.width))
     return sorted(numbers, key=lambda n: abs(n - half))[:64]
 
 
@@ -126,8 +162,8 @@ def _parts(table: ChannelTable) -> int:
     widths = Counter(group.width for group in table.groups)
     most = 1
     for group in table.groups:
-        choices = len(_numbers(group))
-        while most < 4 and choices > 1 and choices**most < widths[group.width]:
+        choices, whole = len(_numbers(group)), group.width <= SMALL  # none is to be whole in all the parts
+        while most < 4 and choices > 1 and choices**most - whole < widths[group.width]:
             most += 1
     return most
 
@@ -197,7 +233,7 @@ class _Trial:
             self.astray = f"runs {step.operator} instead of {dense.operator if dense else 'nothing'}", ()
         elif step.scalars != dense.scalars:
             self.lost = True
-            self._misfit(dense, f"gives {step.operator} other numbers")
+            self._misfit(dense, f"gives {step.operator} other numbers", numbers=True)
         else:
             self.astray = self._differs(step, dense)
             self.at += 1
@@ -261,7 +297,7 @@ class _Trial:
             return out
         self.lost = False
         with self.watcher.paused():
-            return self._instead(site, called, args, before)
+            return self._instead(site, called, args, kwargs, before)
 
     def _as_left(self, out: Any, called: Called, start: int) -> bool:
         """Whether the function gave what should come out."""
@@ -276,19 +312,21 @@ class _Trial:
             for tensor, (shape, labels, *_) in zip(tensors, called.outs, strict=True)
         )
 
-    def _instead(self, site: Site, called: Called, args: Any, before: int) -> Any:
+    def _instead(self, site: Site, called: Called, args: Any, kwargs: Any, before: int) -> Any:
         """What should have come out."""
         self.found[before:] = [
-            told for misfit in self.found[before:] for told in self._told(misfit, site, called, args)
+            told for misfit in self.found[before:] for told in self._told(misfit, site, called, args, kwargs)
         ]
         self.at = called.end
         return self._replaced(called)
 
-    def _told(self, misfit: Misfit, site: Site, called: Called, args: Any) -> list[Misfit]:
+    def _told(self, misfit: Misfit, site: Site, called: Called, args: Any, kwargs: Any) -> list[Misfit]:
         """The same misfit, one for each length that the call asks for and that does not follow."""
         if site.function in ("split", "split_with_sizes") and len(args) > 1 and isinstance(args[1], (list, tuple)):
-            parts = self._parts(called, args[1])
-            told = [replace(misfit, key=(site, number, extent.axis), extent=extent) for number, extent in parts]
+            parts = self._parts(called, args[1], args[2] if len(args) > 2 else kwargs.get("dim", 0))
+            told = [
+                replace(misfit, key=(site, number, extent.axis), extent=extent, asked=True) for number, extent in parts
+            ]
             return told or [replace(misfit, key=(site,))]
         asked = [n for n in tree_leaves(args[1:]) if isinstance(n, int)]
         if site.function == "unflatten" and len(args) > 2:
@@ -297,11 +335,13 @@ class _Trial:
         shape, labels = called.outs[0][:2]
         extents = self._extents(shape, labels, self.cut.shape(shape, labels), asked) if len(called.outs) == 1 else []
         known = extents or ([misfit.extent] if misfit.extent else [])
-        return [replace(misfit, key=(site, e.axis), extent=e) for e in known] or [replace(misfit, key=(site,))]
+        return [replace(misfit, key=(site, e.axis), extent=e, asked=bool(extents)) for e in known] or [
+            replace(misfit, key=(site,))
+        ]
 
-    def _parts(self, called: Called, sizes: Sequence[int]) -> list[tuple[int, Extent]]:
+    def _parts(self, called: Called, sizes: Sequence[int], axis: int) -> list[tuple[int, Extent]]:
         """(part, length) of a split for which other sizes were asked than are left of its parts."""
-        axis = next((n for n in range(len(called.outs[0][0])) if [out[0][n] for out in called.outs] == list(sizes)), 0)
+        axis %= len(called.outs[0][0])
         found = []
         for number, ((shape, labels, *_), asked) in enumerate(zip(called.outs, sizes, strict=True)):
             wanted = [*self.cut.shape(shape, labels)]
@@ -359,11 +399,12 @@ class _Trial:
         extent: Extent | None = None,
         line: str = "",
         touched: tuple[Tensor, ...] = (),
+        numbers: bool = False,
     ) -> None:
         place = (dense or self.dense[-1]).place
         place = Place(place.operator, self.watcher.position.path or place.module, line or source_line() or place.line)
         axis = None if extent is None else extent.axis
-        self.found.append(Misfit((place, axis), how, place, touched or self._blamed(), extent))
+        self.found.append(Misfit((place, axis), how, place, touched or self._blamed(), extent, numbers))
 
     def _blamed(self) -> tuple[Tensor, ...]:
         """The labels at the next step, or the last one before it, at which some can still be cut."""
@@ -460,9 +501,10 @@ class _Sets:
         self.members: list[tuple[int, ...]] = []
 
     def number(self, row: Iterable[int]) -> int:
-        members = tuple(sorted({channel for channel in row if channel != FIXED}))
+        row = tuple(row)
+        members = tuple(sorted({channel for channel in row if channel >= 0}))
         if len(members) < 2:
-            return members[0] if members else FIXED
+            return members[0] if members else max(row, default=FIXED)
         if members not in self.numbers:
             self.numbers[members] = self.channels + len(self.members)
             self.members.append(members)

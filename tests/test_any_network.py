@@ -20,7 +20,6 @@ from hfp.inputs import arguments
 
 ALL = {**ATTENTION, **LAYERS, **NORMALISERS, **RECURRENT, **REARRANGED}
 WHOLE = {
-    "bert_scaled_by_its_head_size": "the scale would change with the attribute",
     "scaled_by_the_size_of_the_queries": "the scale is read off a tensor that is cut",
     "scaled_by_the_size_of_the_queries_alike": "the scale is read off a tensor that is cut",
     "weights_of_three_dimensions": "weights of einsum in three dims are read, but not made, by a rule",
