@@ -176,7 +176,7 @@ def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, products: Tensor, w
         together = sums[count:] + torch.cat([signature, signature.new_zeros(1, 2)])[products].sum(1)
         whole = together * together.flip(1)  # a sum of squares tells partners apart, where a plain sum does not
         signature = with_products(torch.cat([signature, whole]), count, products)
-    same = _equal_rows(signature)
+    same = _apart(_equal_rows(signature), count, products)
     lonely = torch.zeros(count + 1, dtype=torch.bool)  # the last entry is for FIXED
     lonely[wide.clamp_max(count)] = True
     sizes = _sizes([int(channels[0]) for channels in same], place, number, times, count, products)
@@ -189,6 +189,24 @@ def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, products: Tensor, w
         )
         for channels, mine in zip(same, sizes, strict=True)
     )
+
+
+def _apart(groups: list[Tensor], count: int, products: Tensor) -> list[Tensor]:
+    """Partners are never of one group: 4 heads of 4 stand in the same places as the 4 places in each of them."""
+    number = torch.full((count + 1,), FIXED)  # the last entry is for FIXED
+    for row, channels in enumerate(groups):
+        number[channels] = row
+    ordered = number[products].sort(1).values
+    mixed = ordered[:, 1:][(ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != FIXED)].unique().tolist()
+    apart = [channels for row, channels in enumerate(groups) if row not in mixed]
+    for row in mixed:
+        rest = groups[row]
+        while len(rest):
+            beside = products[(products == rest[0]).any(1)]
+            partner = torch.isin(rest, beside[beside != rest[0]])
+            apart.append(rest[~partner])
+            rest = rest[partner]
+    return sorted(apart, key=lambda channels: int(channels[0]))
 
 
 def _equal_rows(rows: Tensor) -> list[Tensor]:

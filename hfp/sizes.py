@@ -8,11 +8,10 @@ module says of its own size. Where there is any doubt, it can tell.
 from __future__ import annotations
 
 import dis
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import cache
-from types import CodeType, FrameType, FunctionType
+from functools import cache, partial
+from types import CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -62,32 +61,36 @@ def reads_widths(model: nn.Module, attributes: Iterable[str]) -> bool:
     Looked at is what a forward may call: what goes by a name that is mentioned in it, or in what that calls.
     """
     widths = WIDTHS.union(attributes)
-    known = _functions(model)
-    todo = [name for name in known if name == "forward" or (name.startswith("__") and name != "__init__")]
-    met = set(todo)
+    methods = _methods(model)
+    todo = [function for name in methods if name == "forward" or name.startswith("__") for function in methods[name]]
+    seen: set[FunctionType] = set()
     while todo:
-        for code in known[todo.pop()]:
+        function = todo.pop()
+        if function in seen or _is_torch(function.__module__ or ""):
+            continue
+        seen.add(function)
+        for code in _codes(function.__code__):
             if not widths.isdisjoint(code.co_names):
                 return True
-            new = set(code.co_names).intersection(known) - met
-            met |= new
-            todo += new
+            files = [function.__globals__.get(name) for name in code.co_names]
+            for name in code.co_names:
+                todo += methods.get(name, ()) if name != "__init__" else ()
+                todo += _functions_in(function.__globals__.get(name))
+                for file in files:
+                    if isinstance(file, ModuleType) and not _is_torch(file.__name__):
+                        todo += _functions_in(getattr(file, name, None))
+        todo += [inner for cell in function.__closure__ or () for inner in _functions_in(_contents(cell))]
     return False
 
 
-def _functions(model: nn.Module) -> dict[str, list[CodeType]]:
-    """Name -> code of all that goes by it: in the classes of modules, beside them in their files, in the modules."""
+def _methods(model: nn.Module) -> dict[str, list[FunctionType]]:
+    """Name -> the functions that it stands for in a module of the model, or in its class."""
     owners = {base for module in model.modules() for base in type(module).__mro__ if not _is_torch(base.__module__)}
-    files = {file: sys.modules.get(file) for file in {owner.__module__ for owner in owners}}
-    beside = [(file, vars(module)) for file, module in files.items() if module is not None]
-    known: dict[str, list[CodeType]] = defaultdict(list)
+    known: dict[str, list[FunctionType]] = defaultdict(list)
     for entries in (*map(vars, owners), *map(vars, model.modules())):
         for name, value in entries.items():
-            known[name] += _codes(value)
-    for file, entries in beside:
-        for name, value in entries.items():
-            if getattr(value, "__module__", "") == file:
-                known[name] += _codes(value)
+            if name != "__init__":
+                known[name] += _functions_in(value)
     return known
 
 
@@ -95,12 +98,30 @@ def _is_torch(name: str) -> bool:
     return name == "builtins" or name.partition(".")[0] == "torch"
 
 
-def _codes(function: Any) -> Iterator[CodeType]:
-    """The code of a function, of a method or property, and of what is defined in it."""
-    for part in ("__func__", "fget", "__wrapped__"):
-        function = getattr(function, part, None) or function
-    todo = [function.__code__] if isinstance(function, FunctionType) else []
-    while todo:
-        code = todo.pop()
-        yield code
-        todo += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+def _functions_in(value: Any) -> list[FunctionType]:
+    """A function; that of a method, a property, a decorator or a partial call; those in a list or dict."""
+    if isinstance(value, FunctionType):
+        return [value, *_functions_in(getattr(value, "__wrapped__", None))]
+    if isinstance(value, (list, tuple)):
+        return [function for entry in value for function in _functions_in(entry)]
+    if isinstance(value, dict):
+        return _functions_in(list(value.values()))
+    if isinstance(value, (MethodType, property, partial, staticmethod, classmethod)):
+        inside = [getattr(value, part, None) for part in ("__func__", "fget", "func")]
+        return [function for part in inside for function in _functions_in(part)]
+    return []
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # still empty
+        return None
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function, and of what is defined in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)

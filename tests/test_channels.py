@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from specimen import Specimen, conv
-from torch import nn
+from specimen import Net, Specimen, conv
+from torch import Tensor, nn
 from traps import TRAPS
 from zoo import ZOO
 
 import models
 from hfp import trace
 from hfp.channels import ChannelTable
+from hfp.surgery import compact
+from hfp.trial import smallest_cut
 
 
 def widths(table: ChannelTable) -> list[int]:
@@ -113,3 +115,19 @@ def test_a_table_does_not_depend_on_the_batch() -> None:
         trace(ZOO["flattened"].model(), torch.zeros(b, 3, 8, 8, dtype=torch.float64)).fingerprint() for b in (1, 2, 5)
     }
     assert len(prints) == 1
+
+
+def test_as_many_heads_as_places_in_each_are_two_groups() -> None:
+    """Their channels stand in the same places, and yet one of each has to stay."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        q, k, v = net.a(x).unflatten(-1, (3, net.heads, -1)).permute(2, 0, 3, 1, 4)
+        return net.b(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    model = Net(run, a=nn.Linear(5, 48), b=nn.Linear(16, 2))
+    model.heads = 4
+    table = trace(model, torch.zeros(2, 3, 5))
+    heads = table.attributes["", "heads"].tolist()
+    assert [group.width for group in table.groups] == [4, 4]
+    assert heads in [group.channels.tolist() for group in table.groups]
+    assert compact(model, table, smallest_cut(table)).a.weight.shape == (3, 5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfp.labels import ANY, FIXED, Ledger, Place, anything, components, extended, prunable
+from hfp.labels import ANY, FIXED, Ledger, Place, anything, components, extended, prunable, unique_rows
 
 HERE = Place("test", "", "")
 
@@ -164,3 +164,30 @@ def test_prunable(ids: list[int], answer: bool) -> None:
 def test_a_place_reads_as_a_sentence() -> None:
     assert str(Place("roll", "block.1", "net.py:7")) == "roll in block.1 (net.py:7)"
     assert str(Place("output", "", "")) == "output"
+
+
+def test_what_is_joined_later_is_joined_with_what_was_before() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ties = [torch.randint(60, (2, 4), generator=generator) for _ in range(8)]
+    ledger = Ledger(size=60)
+    for number, tie in enumerate(ties):
+        ledger.ties.append(tie)
+        assert torch.equal(ledger.roots(), components(60, ties[: number + 1]))
+    ledger.fresh(5)
+    assert torch.equal(ledger.roots(), components(65, ties))
+
+
+def test_equal_rows_have_equal_numbers() -> None:
+    rows = torch.randint(-1, 3, (200, 3), generator=torch.Generator().manual_seed(0))
+    distinct, number = unique_rows(rows)
+    expected, inverse = rows.unique(dim=0, return_inverse=True)
+    assert torch.equal(distinct, expected) and torch.equal(number, inverse)
+    assert [len(part) for part in unique_rows(rows[:0])] == [0, 0]
+
+
+def test_what_meets_twice_is_tied_once() -> None:
+    ledger = Ledger(size=8)
+    a, b = torch.tensor([0, ANY, 2]), torch.tensor([3, 4, ANY])
+    both = ledger.meet(a, b, HERE)
+    assert both.tolist() == [0, 4, 2] and ledger.meet(a, b, HERE) is both and ledger.meet(a, a, HERE) is a
+    assert [tie.tolist() for tie in ledger.ties] == [[[0], [3]]]

@@ -136,3 +136,79 @@ def test_a_repair_that_does_not_help_is_taken_back() -> None:
     table = trace(model, X)
     assert not table.groups and not table.attributes
     assert model.other == 6
+
+
+def test_which_attribute_is_asked_for_is_found_although_all_are_of_one_size() -> None:
+    """4 heads of 4, 4 of which are said to be something else."""
+    attention = InAList(sizes=[4, 4], heads=4, width=4)
+    attention.qkv, attention.out = nn.Linear(8, 48), nn.Linear(16, 8)
+    model, table = traced(attention)
+    assert {name for _, name in table.attributes} == {"sizes.0", "sizes.1"}
+    heads, places = (table.attributes["0", f"sizes.{n}"] for n in (0, 1))
+    assert not set(heads.tolist()) & set(places.tolist())
+    check(model, table)
+
+
+class Scaled(TwoNumbers):
+    """The scores depend on an attribute that the shapes depend on as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / self.width**0.5
+
+
+def test_an_attribute_that_stands_in_arithmetic_stays_and_what_else_can_be_cut_is() -> None:
+    model, table = traced(Scaled(heads=3, width=4))
+    assert {name for _, name in table.attributes} == {"heads"}
+    assert widths(table, "0.qkv.weight", 0) == [3]
+    check(model, table)
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_the_parts_of_a_split_may_have_sizes_of_their_own(at_end: bool) -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        sizes = [net.large, net.small] if at_end else [net.small, net.large]
+        one, other = net.a(x).split(sizes, dim=-1)
+        return net.c(one) + net.d(other)
+
+    one, other = (5, 3) if at_end else (3, 5)
+    parts = {"a": nn.Linear(8, 8), "c": nn.Linear(one, 2), "d": nn.Linear(other, 2)}
+    model = Net(run, **parts).double().eval()
+    model.large, model.small = 5, 3
+    table = trace(model, X)
+    assert {name for _, name in table.attributes} == {"large", "small"}
+    assert widths(table, "a.weight", 0) == [3, 5]
+    check(model, table)
+
+
+def test_code_that_fails_pins_what_it_has_read() -> None:
+    """An assertion about one width leaves the others free, and names its line."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x)
+        assert h.shape[-1] == 6
+        return net.d(net.c(net.b(h)))
+
+    parts = {"a": nn.Linear(8, 6), "b": nn.Linear(6, 7), "c": nn.Linear(7, 5), "d": nn.Linear(5, 2)}
+    model = Net(run, **parts).double().eval()
+    table = trace(model, X)
+    assert sorted(group.width for group in table.groups) == [5, 7]
+    (pinned,) = [row for row in table.pinned if row.tensor == "a.weight"]
+    assert pinned.place.line == f"test_repair.py:{run.__code__.co_firstlineno + 2}"
+    check(model, table)
+
+
+def test_small_groups_of_one_width_are_not_mistaken_for_each_other() -> None:
+    """As many heads as places in each, and code that needs the number of heads for both."""
+
+    class Swapped(TwoNumbers):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            return out * torch.ones(self.heads, dtype=x.dtype).sum() / self.heads
+
+    attention = Swapped(heads=3, width=3)
+    attention.qkv, attention.out = nn.Linear(8, 27), nn.Linear(9, 8)
+    model, table = traced(attention)
+    generator = torch.Generator().manual_seed(0)
+    for density in (0.2, 0.3, 0.5, 0.7):
+        for _ in range(4):
+            check_cut(model, table, random_keep(table, density, generator), ((X,), {}), 1e-10)
