@@ -20,7 +20,7 @@ from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Ledger, Pin, prunable
 from hfp.sizes import WIDTHS
 from hfp.tracing import Run, Subject
-from hfp.trial import Misfit, asked_from
+from hfp.trial import Misfit, asked_from, still_other
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
 MOST = 6  # repairs that are tried for one misfit
@@ -55,8 +55,8 @@ class Repairs:
 
     def next(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
         """Take note of what is still wrong, and choose what to try next. Whether there is anything to try."""
-        refused = [(misfit, repair) for misfit in found for repair in self.kept if self._breaks(repair, misfit)]
-        if refused:  # where an attribute also stands in arithmetic, it has to stay as it is
+        refused = self._refused(found, table)
+        if refused:
             self.seen.ledger.pins += [
                 Pin(repair.ids, f"does not follow when channels go: the cut network {misfit.how}", misfit.place)
                 for misfit, repair in refused
@@ -109,11 +109,27 @@ class Repairs:
             for key, some in candidates.items()
         }
 
-    def _breaks(self, repair: Repair, misfit: Misfit) -> bool:
-        """Whether numbers are other ones because an attribute was changed."""
-        path, name = repair.attribute or ("", "")
-        asked = misfit.key in self.asked.get(name, ()) and _within(misfit.place.module, path)
-        return repair.sure and misfit.numbers and asked
+    def _refused(self, found: Sequence[Misfit], table: ChannelTable) -> list[tuple[Misfit, Repair]]:
+        """Attributes that have to stay, and why: they stand in arithmetic, which is right again if they stay."""
+        arithmetic = {misfit.key: misfit for misfit in found if misfit.numbers}
+        paths: dict[str, set[str]] = defaultdict(set)
+        for path, name in {repair.attribute for repair in self.kept if repair.sure and repair.attribute is not None}:
+            if not self.asked[name].isdisjoint(arithmetic):
+                paths[name].add(path)
+        refused = []
+        for name in sorted(paths):
+            right = self.asked[name] & set(arithmetic)
+            right -= still_other(self.subject, table, self.seen, name, paths[name])
+            refused += [
+                (arithmetic[key], repair)
+                for key in arithmetic
+                if key in right
+                for repair in self.kept
+                if repair.attribute is not None
+                and repair.attribute[1] == name
+                and _within(arithmetic[key].place.module, repair.attribute[0])
+            ]
+        return refused
 
     def doubtful(self) -> Iterator[list[Repair]]:
         """Once nothing is wrong: the repairs of one attribute, as long as others would be left; and so on."""

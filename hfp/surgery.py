@@ -82,6 +82,13 @@ def resize(model: nn.Module, table: ChannelTable, stays: Tensor, tensors: dict[s
         _set_widths(module, {key: tensors.get(f"{name}.{key}" if name else key) for key in _TELLING})
 
 
+def get_size(module: nn.Module, attribute: str) -> int:
+    """What `set_size` sets."""
+    name, _, index = attribute.partition(".")
+    value = getattr(module, name)
+    return int(value[int(index)] if index else value)
+
+
 def set_size(module: nn.Module, attribute: str, value: int) -> None:
     """Set an integer attribute, or, as `normalized_shape.0`, an entry of a tuple or list."""
     name, _, index = attribute.partition(".")

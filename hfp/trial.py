@@ -11,24 +11,23 @@ trained yet mean nothing.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from hfp.channels import ChannelTable, Group
+from hfp.channels import ChannelTable
+from hfp.cut import Cut, keeps
 from hfp.functions import Functions
-from hfp.labels import ANY, FIXED, Labels, Ledger, Place, prunable
+from hfp.labels import ANY, FIXED, Labels, Place, prunable
 from hfp.position import Position, Site
 from hfp.rules.mixers import MIXERS
 from hfp.sizes import reads_widths
-from hfp.surgery import in_channels_last, resize, set_size
+from hfp.surgery import get_size, resize, set_size
 from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, line_of, source_line
 
@@ -78,12 +77,10 @@ def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool 
     `any_will_do`: whether a part of it is enough.
     """
     modes = _modes(subject, table, seen)
-    for keep in (
-        (*(random_part(table, number) for number in range(_parts(table))), smallest_cut(table)) if modes else ()
-    ):
+    for keep in keeps(table) if modes else ():
         if bool(keep.all()):
             continue
-        cut = _Cut(table, keep)
+        cut = Cut(table, keep)
         found: list[Misfit] = []
         with _resized(subject, cut):
             for training in modes:
@@ -97,16 +94,26 @@ def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool 
 
 def asked_from(subject: Subject, table: ChannelTable, seen: Run, attribute: str, paths: Iterable[str]) -> set[Any]:
     """The keys of what the whole network does otherwise when these modules have an attribute that is larger by one."""
-    cut = _Cut(table, torch.ones(table.channels, dtype=torch.bool))
-    name, _, index = attribute.partition(".")
+    cut = Cut(table, torch.ones(table.channels, dtype=torch.bool))
     with _resized(subject, cut):
         for path in paths:
             module = subject.model.get_submodule(path)
-            value = getattr(module, name)
-            set_size(module, attribute, (value[int(index)] if index else value) + 1)
+            set_size(module, attribute, get_size(module, attribute) + 1)
         trials = [_Trial(subject, seen, cut, training) for training in _modes(subject, table, seen)]
         found = [misfit for trial in trials for misfit in trial.run()]
         return {misfit.key for misfit in found if misfit.asked or misfit.numbers}
+
+
+def still_other(subject: Subject, table: ChannelTable, seen: Run, attribute: str, paths: Iterable[str]) -> set[Any]:
+    """The keys of where a cut network computes with other numbers, even if these modules keep an attribute as it is."""
+    modules = [subject.model.get_submodule(path) for path in paths]
+    dense = [get_size(module, attribute) for module in modules]
+    cut = Cut(table, next(keeps(table)))
+    with _resized(subject, cut):
+        for module, value in zip(modules, dense, strict=True):
+            set_size(module, attribute, value)
+        trials = [_Trial(subject, seen, cut, training) for training in _modes(subject, table, seen)]
+        return {misfit.key for trial in trials for misfit in trial.run() if misfit.numbers}
 
 
 def _modes(subject: Subject, table: ChannelTable, seen: Run) -> list[bool]:
@@ -119,7 +126,7 @@ def _modes(subject: Subject, table: ChannelTable, seen: Run) -> list[bool]:
 
 
 @contextmanager
-def _resized(subject: Subject, cut: _Cut) -> Iterator[None]:
+def _resized(subject: Subject, cut: Cut) -> Iterator[None]:
     """The modules say of their own sizes what those of the cut network will."""
     with preserved(subject.model):
         shadows = cut.shadows(subject.names.tensors)
@@ -128,58 +135,10 @@ def _resized(subject: Subject, cut: _Cut) -> Iterator[None]:
         yield
 
 
-def random_part(table: ChannelTable, number: int = 0) -> Tensor:
-    """(channels,) bool: about half of every group, the same at every call.
-
-    Groups of the same width keep different numbers of channels, so that a length that follows another group does not
-    look right by chance; where there are more groups than numbers, the parts with other `number`s tell them apart.
-    """
-    generator = torch.Generator().manual_seed(number)
-    keep = torch.zeros(table.channels, dtype=torch.bool)
-    met: Counter[int] = Counter()
-    for group in table.groups:
-        numbers = _numbers(group)
-        some = numbers[met[group.width] // len(numbers) ** number % len(numbers)]
-        met[group.width] += 1
-        keep[group.channels[torch.randperm(group.width, generator=generator)[:some]]] = True
-    return keep
-
-
-SMALL = 3  # groups of so few channels are told apart by which of them are cut at all
-
-
-def _numbers(group: Group) -> list[int]:
-    """How many channels of a group may be left in a trial, the nearest to half of them first."""
-    # Two at least, where that is a cut: a single channel is not followed by name (see `_Cut`).
-    least = max(group.least, 2 if group.width > 2 else 1)
-    half = group.width / 2
-    numbers = range(least, group.width + 1 if group.width <= SMALL else max(least + 1, group.width))
-    return sorted(numbers, key=lambda n: abs(n - half))[:64]
-
-
-def _parts(table: ChannelTable) -> int:
-    """How many random parts tell all groups of a width apart: rarely more than one."""
-    widths = Counter(group.width for group in table.groups)
-    most = 1
-    for group in table.groups:
-        choices, whole = len(_numbers(group)), group.width <= SMALL  # none is to be whole in all the parts
-        while most < 4 and choices > 1 and choices**most - whole < widths[group.width]:
-            most += 1
-    return most
-
-
-def smallest_cut(table: ChannelTable) -> Tensor:
-    """(channels,) bool: the last channel of every group (the last two where one is not enough)."""
-    keep = torch.zeros(table.channels, dtype=torch.bool)
-    for group in table.groups:
-        keep[group.channels[-group.least :]] = True
-    return keep
-
-
 class _Trial:
     """One run of a cut network, in one mode, beside the record of the dense one."""
 
-    def __init__(self, subject: Subject, seen: Run, cut: _Cut, training: bool) -> None:
+    def __init__(self, subject: Subject, seen: Run, cut: Cut, training: bool) -> None:
         self.subject, self.cut, self.training = subject, cut, training
         self.dense, self.calls = seen.steps[training], seen.calls[training]
         self.real = seen.real
@@ -414,142 +373,6 @@ class _Trial:
             if touched:
                 return touched
         return ((channels != FIXED).nonzero().flatten(),)
-
-
-class _Cut:
-    """What the labels of the dense run become in the cut network.
-
-    There, ids are channels themselves, and an index that belongs to several channels has an id for this set of them.
-    """
-
-    def __init__(self, table: ChannelTable, keep: Tensor) -> None:
-        self.table = table
-        self.stays = table.extended(keep)
-        # By identity; the ids stand beside, so that no others can take their place.
-        self._left: dict[int, tuple[Tensor, Tensor]] = {}
-        self._alive: dict[int, tuple[Tensor, bool]] = {}
-        # An axis of one channel has no labels: so the only channel left of a group goes without.
-        visible = keep.clone()
-        for group in table.groups:
-            if int(keep[group.channels].sum()) == 1:
-                visible[group.channels] = False
-        single = torch.where(visible, torch.arange(table.channels), FIXED)
-        padded = torch.cat([single, torch.tensor([FIXED])])
-        self.sets = _Sets(table.channels)
-        products = [self.sets.number(row) for row in padded[table.products].tolist()]
-        self.shown = torch.cat([single, torch.tensor(products, dtype=torch.long), torch.tensor([FIXED])])
-
-    def _channels(self, ids: Tensor) -> Tensor:
-        return torch.where(ids < 0, FIXED, self.table.channel_of[ids])
-
-    def left(self, ids: Tensor) -> Tensor:
-        """What is left of the labels (n,) of an axis."""
-        if id(ids) not in self._left:
-            channels = self._channels(ids)
-            self._left[id(ids)] = ids, self.shown[channels[self.stays[channels]]]
-        return self._left[id(ids)][1]
-
-    def alive(self, left: Tensor) -> bool:
-        """Whether any channel can be seen in what is left of an axis."""
-        if id(left) not in self._alive:
-            self._alive[id(left)] = left, prunable(left)
-        return self._alive[id(left)][1]
-
-    def visible(self, ids: Tensor) -> Tensor | None:
-        left = self.left(ids)
-        return left if len(left) > 1 else None
-
-    def length(self, ids: Tensor) -> int:
-        """How many are left."""
-        return len(self.left(ids))
-
-    def shape(self, dense: Sequence[int], labels: Labels) -> list[int]:
-        """The shape that is left of a tensor."""
-        lengths = labels or (None,) * len(dense)
-        return [n if ids is None else self.length(ids) for n, ids in zip(dense, lengths, strict=True)]
-
-    @cached_property
-    def axes(self) -> dict[str, tuple[Tensor, ...]]:
-        """Tensor name -> what is left along each of its dims."""
-        vectors = [vector for ids in self.table.axes.values() for vector in ids]
-        flat = torch.cat(vectors)
-        owner = torch.repeat_interleave(torch.tensor([len(vector) for vector in vectors]))
-        stays = self.stays[flat]  # FIXED looks up the last entry
-        lengths = owner[stays].bincount(minlength=len(vectors))
-        left = iter(self.shown[flat[stays]].split(lengths.tolist()))
-        return {name: tuple(next(left) for _ in ids) for name, ids in self.table.axes.items()}
-
-    def shadows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What is left of parameters and buffers: shapes alone."""
-        shadows = {}
-        for name, tensor in tensors.items():
-            order = torch.channels_last if in_channels_last(tensor) else torch.contiguous_format
-            shape = [len(ids) for ids in self.axes[name]]
-            shadows[name] = torch.empty(shape, dtype=tensor.dtype, device="meta", memory_format=order)
-        return shadows
-
-    def ledger(self) -> Ledger:
-        return _CutLedger(axes=self.axes, sets=self.sets)
-
-
-class _Sets:
-    """Numbers for sets of channels: a channel is its own, FIXED is the empty set."""
-
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
-        self.numbers: dict[tuple[int, ...], int] = {}
-        self.members: list[tuple[int, ...]] = []
-
-    def number(self, row: Iterable[int]) -> int:
-        row = tuple(row)
-        members = tuple(sorted({channel for channel in row if channel >= 0}))
-        if len(members) < 2:
-            return members[0] if members else max(row, default=FIXED)
-        if members not in self.numbers:
-            self.numbers[members] = self.channels + len(self.members)
-            self.members.append(members)
-        return self.numbers[members]
-
-    def rows(self, ids: Tensor) -> list[tuple[int, ...]]:
-        """The members of each set."""
-        return [
-            self.members[n - self.channels] if n >= self.channels else (() if n == FIXED else (n,))
-            for n in ids.tolist()
-        ]
-
-
-@dataclass
-class _CutLedger(Ledger):
-    """The ledger of a cut network: factors and products are not new ids, but those that the table knows.
-
-    What it would be told is known already, so it does not listen.
-    """
-
-    sets: _Sets = field(default_factory=lambda: _Sets(0))
-
-    def tie(self, a: Tensor, b: Tensor, place: Place) -> None: ...
-
-    def pin(self, ids: Tensor, reason: str, place: Place) -> None: ...
-
-    def ask(self, ids: Tensor, how: str, reason: str, place: Place) -> None: ...
-
-    def split(self, ids: Tensor, place: Place) -> list[Tensor]:
-        """What all ids at the same index of an axis have in common, and do not share with all the others."""
-        rows = [set(row) for row in self.sets.rows(ids.flatten())]
-        grid = torch.arange(ids.numel()).reshape(ids.shape)
-        everywhere = set.intersection(*rows)
-        factors = []
-        for axis, length in enumerate(ids.shape):
-            common = [
-                set.intersection(*(rows[i] for i in grid.select(axis, n).flatten().tolist())) - everywhere
-                for n in range(length)
-            ]
-            factors.append(torch.tensor([self.sets.number(members) for members in common], dtype=torch.long))
-        return factors
-
-    def merge(self, factors: Sequence[Tensor]) -> Tensor:
-        members = [self.sets.rows(vector) for vector in factors]
-        return torch.tensor([self.sets.number(sum(row, ())) for row in zip(*members, strict=True)], dtype=torch.long)
 
 
 def _operator(step: Step) -> str:

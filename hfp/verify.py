@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hfp import gates, surgery
 from hfp.channels import ChannelTable
+from hfp.cut import random_part
 from hfp.explain import phrase
 from hfp.inputs import Arguments, arguments, placed, rebuild, tells_values
 from hfp.rules.own import OWN
-from hfp.trial import random_part
 from hfp.watcher import first_line
 
 DOUBLE = 1e-6  # the tolerance where float64 decides: some networks compute a part in float32, whatever their weights

@@ -21,7 +21,6 @@ from hfp.inputs import arguments
 ALL = {**ATTENTION, **LAYERS, **NORMALISERS, **RECURRENT, **REARRANGED}
 WHOLE = {
     "scaled_by_the_size_of_the_queries": "the scale is read off a tensor that is cut",
-    "scaled_by_the_size_of_the_queries_alike": "the scale is read off a tensor that is cut",
     "weights_of_three_dimensions": "weights of einsum in three dims are read, but not made, by a rule",
     "weights_of_three_dimensions_alike": "weights of einsum in three dims are read, but not made, by a rule",
     "sequence_first_alike": "a batch as large as the heads is told apart only sometimes",
@@ -29,7 +28,6 @@ WHOLE = {
     "lstm_with_projection": "the projection of an LSTM",
     "recurrence_by_hand": "zeros of a size that two attributes could be",
     "shuffle_unit": "half of the output is made by the last layer",
-    "shuffled_between_grouped_convolutions": "channel shuffle between grouped convolutions",
 }
 """What could be pruned and is not yet, and why: held to stay whole by a pin, never cut wrongly."""
 every = pytest.mark.parametrize("specimen", ALL.values(), ids=ALL.keys())

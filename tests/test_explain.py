@@ -20,9 +20,9 @@ from zoo import ZOO
 import hfp
 import models
 from hfp import trace
+from hfp.cut import smallest_cut
 from hfp.explain import PLAIN_WIDTH, SHOWN_ROWS, _few, folded, table_data, table_text
 from hfp.surgery import compact
-from hfp.trial import smallest_cut
 
 
 @pytest.fixture(autouse=True)

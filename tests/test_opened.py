@@ -64,6 +64,37 @@ def test_group_norm(shape: tuple[int, ...], groups: int, which: str, dtype: torc
     assert_equal(opened.group_norm(x, groups, weight, bias, 1e-3), F.group_norm(x, groups, weight, bias, 1e-3))
 
 
+@dtypes
+@pytest.mark.parametrize(
+    "args, kwargs",
+    [
+        ((), {}),
+        ((False,), {}),
+        ((1,), {}),
+        ((1, False), {}),
+        ((-1,), {"keepdim": True}),
+        (((0, 2), False, True), {}),
+        (([1, 2],), {"correction": 0}),
+        ((), {"dim": 2, "correction": 2, "keepdim": True}),
+        ((), {"dim": 1, "unbiased": False}),
+    ],
+)
+def test_spreads(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> None:
+    """All of the signatures of PyTorch's own."""
+    x = 3 * torch.randn(4, 5, 6, dtype=dtype) + 2
+    assert_equal(opened.var(x, *args, **kwargs), x.var(*args, **kwargs))
+    assert_equal(opened.std(x, *args, **kwargs), torch.std(x, *args, **kwargs))
+
+
+@pytest.mark.parametrize("shape", [(2, 12), (2, 12, 3), (2, 12, 3, 4)])
+def test_channel_shuffle(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    expected = x.reshape(2, 3, 4, *shape[2:]).transpose(1, 2).reshape(shape)
+    assert torch.equal(opened.channel_shuffle(x, 3), expected)
+    if len(shape) > 2:
+        assert torch.equal(F.channel_shuffle(x, 3), expected)
+
+
 def test_gradients_are_the_same_too() -> None:
     functions: list[tuple[Any, Any, Any]] = [
         (opened.layer_norm, F.layer_norm, [12]),
