@@ -47,7 +47,7 @@ class Repairs:
         self.subject, self.seen = subject, seen
         self.asked: dict[str, set[Any]] = defaultdict(set)
         """Attribute -> the misfits that it makes where it is larger by one."""
-        self.refused: set[tuple[str, str] | None] = set()
+        self.refused: set[tuple[str, str]] = set()
         self.modules = {path: module for module, path in subject.names.modules.items()}
         self.kept: list[Repair] = []
         self.trying: dict[tuple[Any, ...], tuple[str, Repair]] = {}
@@ -55,40 +55,50 @@ class Repairs:
 
     def next(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
         """Take note of what is still wrong, and choose what to try next. Whether there is anything to try."""
-        refused = self._refused(found, table)
-        if refused:
-            self.seen.ledger.pins += [
-                Pin(repair.ids, f"does not follow when channels go: the cut network {misfit.how}", misfit.place)
-                for misfit, repair in refused
-            ]
-            self.refused |= {repair.attribute for _, repair in refused}
-            self.kept = [repair for repair in self.kept if repair.attribute not in self.refused]
-            self.trying = {}
+        if self._refuse(found, table):
             return True
-        wrong = {misfit.key for misfit in found}
         new = [misfit for misfit in found if misfit.key not in self.left]
-        for key, (module, repair) in self.trying.items():
-            # It is asked for there, or it helped, and nothing else went wrong for it.
-            helped = key not in wrong and not any(_within(misfit.place.module, module) for misfit in new)
-            if repair.sure or helped:
-                self.kept.append(repair)
+        self._keep(found, new)
         candidates = {misfit.key: list(self._candidates(misfit, table)) for misfit in new}
         informed = self._informed({m.key: candidates[m.key] for m in new if m.asked or m.numbers}, table)
         self.left |= {key: iter(some[:MOST]) for key, some in {**candidates, **informed}.items()}
-        self.trying = {}
-        used = {repair.key() for repair in self.kept}
         # Where it is known which length does not follow, a repair is no guess: those first.
-        for known in (True, False):
-            for misfit in found:
-                if (misfit.extent is not None) == known:
-                    left = (r for r in self.left[misfit.key] if r.attribute is None or r.attribute not in self.refused)
-                    chosen = next((repair for repair in left if repair.key() not in used), None)
-                    if chosen is not None:
-                        used.add(chosen.key())
-                        self.trying[misfit.key] = misfit.place.module, chosen
-            if self.trying:
-                return True
-        return False
+        self.trying = self._choice([misfit for misfit in found if misfit.extent is not None])
+        self.trying = self.trying or self._choice([misfit for misfit in found if misfit.extent is None])
+        return bool(self.trying)
+
+    def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> None:
+        """Of what was tried: what is asked for there, or helped while nothing else went wrong for it."""
+        wrong = {misfit.key for misfit in found}
+        for key, (module, repair) in self.trying.items():
+            helped = key not in wrong and not any(_within(misfit.place.module, module) for misfit in new)
+            if repair.sure or helped:
+                self.kept.append(repair)
+
+    def _choice(self, found: Sequence[Misfit]) -> dict[tuple[Any, ...], tuple[str, Repair]]:
+        """The next repair of each misfit that has one left, and the module that it is for."""
+        used = {repair.key() for repair in self.kept}
+        chosen = {}
+        for misfit in found:
+            left = (r for r in self.left[misfit.key] if r.attribute is None or r.attribute not in self.refused)
+            repair = next((repair for repair in left if repair.key() not in used), None)
+            if repair is not None:
+                used.add(repair.key())
+                chosen[misfit.key] = misfit.place.module, repair
+        return chosen
+
+    def _refuse(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
+        """Pin what attributes count that have to stay as they are. Whether there are any."""
+        refused = self._refused(found, table)
+        self.seen.ledger.pins += [
+            Pin(repair.ids, f"does not follow when channels go: the cut network {misfit.how}", misfit.place)
+            for misfit, repair in refused
+        ]
+        self.refused |= {repair.attribute for _, repair in refused if repair.attribute is not None}
+        if refused:
+            self.kept = [r for r in self.kept if r.attribute is None or r.attribute not in self.refused]
+            self.trying = {}
+        return bool(refused)
 
     def _informed(self, candidates: dict[Any, list[Repair]], table: ChannelTable) -> dict[Any, list[Repair]]:
         """For each misfit its candidates; only those that are asked for there, if any are seen to be."""
