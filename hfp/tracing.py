@@ -174,10 +174,13 @@ def _state_sizes(names: Names, ledger: Ledger) -> None:
             ):
                 own = [names.aliases[f"{path}.{key}" if path else key] for key in module._parameters if kind in key]
                 columns = [ledger.axes[name][1] for name in own]
+                place = Place("state", path, "")
                 for other in columns[1:]:
-                    ledger.tie(columns[0], other, Place("state", path, ""))
+                    ledger.tie(columns[0], other, place)
                 if columns:
                     ledger.attributes[path, size] = columns[0]
+                if columns and kind == "weight_hr":  # PyTorch takes equal sizes for a state that is not projected
+                    ledger.pin(columns[0], "has to stay wider than what it is projected to", place)
 
 
 _ONE = tree_flatten(None)[1]

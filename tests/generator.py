@@ -321,9 +321,12 @@ def with_class_token(draw: Draw) -> nn.Module:
 def network(seed: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Sequential, list[str]]:
     """The network of this seed, in evaluation mode with random statistics, and the names of its blocks."""
     torch.manual_seed(seed)
-    draw = Draw(seed)
-    chosen = [draw.random.choice(BLOCKS) for _ in range(draw.random.randint(2, 6))]
-    model = nn.Sequential(plain(draw), *(block(draw) for block in chosen), plain(draw), tail(draw)).to(dtype).eval()
+    for attempt in range(seed, seed + 10**9, 10**8):  # the first whose blocks leave the next ones enough pixels
+        draw = Draw(attempt)
+        chosen = [draw.random.choice(BLOCKS) for _ in range(draw.random.randint(2, 6))]
+        model = nn.Sequential(plain(draw), *(block(draw) for block in chosen), plain(draw), tail(draw)).to(dtype).eval()
+        if runs(model, image(seed, dtype)):
+            break
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for tensor, low in (
@@ -340,6 +343,15 @@ def network(seed: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Sequentia
         if getattr(module, "eps", 1) is None or getattr(module, "eps", 1) < SMALL:
             module.eps = SMALL
     return model, [block.__name__ for block in chosen]
+
+
+def runs(model: nn.Module, x: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            model(x)
+    except RuntimeError:
+        return False
+    return True
 
 
 def image(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
