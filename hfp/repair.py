@@ -60,7 +60,7 @@ class Repairs:
         new = [misfit for misfit in found if misfit.key not in self.left]
         self._keep(found, new)
         candidates = {misfit.key: list(self._candidates(misfit, table)) for misfit in new}
-        informed = self._informed({m.key: candidates[m.key] for m in new if m.asked or m.numbers}, table)
+        informed = self._informed({m.key: candidates[m.key] for m in new if m.asked}, table)
         self.left |= {key: iter(some[:MOST]) for key, some in {**candidates, **informed}.items()}
         # Where it is known which length does not follow, a repair is no guess: those first.
         self.trying = self._choice([misfit for misfit in found if misfit.extent is not None])
@@ -78,9 +78,10 @@ class Repairs:
     def _choice(self, found: Sequence[Misfit]) -> dict[tuple[Any, ...], tuple[str, Repair]]:
         """The next repair of each misfit that has one left, and the module that it is for."""
         used = {repair.key() for repair in self.kept}
+        told = self.refused | {r.attribute for r in self.kept if r.sure and r.attribute is not None}
         chosen = {}
         for misfit in found:
-            left = (r for r in self.left[misfit.key] if r.attribute is None or r.attribute not in self.refused)
+            left = (r for r in self.left[misfit.key] if r.sure or r.attribute is None or r.attribute not in told)
             repair = next((repair for repair in left if repair.key() not in used), None)
             if repair is not None:
                 used.add(repair.key())
