@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfp.catalogue import BEST, PROPOSALS
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward."""
 
@@ -55,24 +57,13 @@ SHAPES = {
 }
 """Image size, after the number of frames where there are any; the first pattern that fits. Others: IMAGE_SIZE."""
 
-PROPOSALS = {
-    "rpn_post_nms_top_n_test": 20,
-    "box_detections_per_img": 10,
-    "box_score_thresh": -1.0,
-    "rpn_nms_thresh": 1.0,
-    "box_nms_thresh": 1.0,
-    "bbox_reg_weights": (1000.0, 1000.0, 500.0, 500.0),
-}
-"""With random weights no box scores high, most leave the image, and how many are left would depend on rounding: with
-these, a fixed number of boxes goes on, each near where it was proposed."""
-RETINA = {"score_thresh": -1.0, "detections_per_img": 10}
 OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"init_weights": False},
     "inception_v3": {"init_weights": False},
     "*rcnn_*": {"weights_backbone": None, "min_size": 128, "max_size": 160, **PROPOSALS},
-    "retinanet_*": {"weights_backbone": None, "min_size": 128, "max_size": 160, **RETINA},
-    "fcos_*": {"weights_backbone": None, "min_size": 128, "max_size": 160, **RETINA},
-    "ssd*": {"weights_backbone": None, **RETINA},
+    "retinanet_*": {"weights_backbone": None, "min_size": 128, "max_size": 160, **BEST},
+    "fcos_*": {"weights_backbone": None, "min_size": 128, "max_size": 160, **BEST},
+    "ssd*": {"weights_backbone": None, **BEST},
     "deeplabv3_*": {"weights_backbone": None},
     "*fcn_*": {"weights_backbone": None},
     "lraspp_*": {"weights_backbone": None},
