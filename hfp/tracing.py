@@ -179,8 +179,11 @@ def _state_sizes(names: Names, ledger: Ledger) -> None:
                     ledger.tie(columns[0], other, place)
                 if columns:
                     ledger.attributes[path, size] = columns[0]
-                if columns and kind == "weight_hr":  # PyTorch takes equal sizes for a state that is not projected
-                    ledger.pin(columns[0], "has to stay wider than what it is projected to", place)
+                if columns and kind == "weight_hr":
+                    # PyTorch takes equal sizes for a state that is not projected: it has to stay the wider one. It
+                    # does, if a channel of it goes with each that it is projected to, since one of the others stays.
+                    projection = ledger.axes[own[0]][0]
+                    ledger.tie(columns[0][: len(projection)], projection, place)
 
 
 _ONE = tree_flatten(None)[1]
