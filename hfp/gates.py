@@ -47,7 +47,7 @@ class Readers(nn.Module):
         self.at = {training: _by_site(self.operands, training) for training in (True, False)}
         self.opened = {operand.site.inside for operand in self.operands}
 
-    def gated(self, model: nn.Module, gates: Tensor) -> dict[str, Tensor]:
+    def gated(self, model: nn.Module, gates: Tensor, frozen: bool = False) -> dict[str, Tensor]:
         """Name -> weight times the gates (channels,) of what it reads, under every name that the weight has."""
         every = extended(gates, self.products)
         found: dict[str, Tensor] = {}
@@ -55,6 +55,7 @@ class Readers(nn.Module):
             weight = found.get(name)
             if weight is None:
                 weight = model.get_parameter(name)
+                weight = weight.detach() if frozen else weight
             columns = every[getattr(self, f"channels{number}")].to(weight)
             found.update(
                 dict.fromkeys(names, weight * columns.reshape([-1 if d == dim else 1 for d in range(weight.dim())]))
@@ -108,9 +109,34 @@ class _Hiding(TorchFunctionMode):
 
 def gated_forward(model: nn.Module, readers: Readers, gates: Tensor, *args: Any, **kwargs: Any) -> Any:
     """`model(*args, **kwargs)` with every channel multiplied by its gate where it is read."""
+    return run(model, readers, gates, args, kwargs)
+
+
+def run(
+    model: nn.Module,
+    readers: Readers,
+    gates: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    frozen: bool = False,
+) -> Any:
+    """`gated_forward`; `frozen`: nothing of the model learns, neither its weights nor the statistics of its norms."""
+    tensors = _still(model) if frozen else {}
     with ExitStack() as stack:
         if readers.operands:
             hiding = _Hiding(model, readers, gates)
             stack.enter_context(hiding.position.following())
             stack.enter_context(hiding)
-        return torch.func.functional_call(model, readers.gated(model, gates), args, kwargs, tie_weights=False)
+        tensors.update(readers.gated(model, gates, frozen))
+        return torch.func.functional_call(model, tensors, args, kwargs, tie_weights=False)
+
+
+def _still(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> what stands in for a tensor of the model, under every name: parameters without gradient, copied buffers.
+
+    A batch norm in training mode works with the statistics of its batch, and keeps those of its life in a buffer.
+    """
+    names = Names.of(model)
+    parameters = set(names.parameters)
+    still = {name: x.detach() if name in parameters else x.clone() for name, x in names.tensors.items()}
+    return {alias: still[name] for alias, name in names.aliases.items()}

@@ -15,6 +15,7 @@ from hfp import checkpoint
 from hfp.experiment import data
 from hfp.experiment.options import amount, flag, fraction, nonnegative, option, parser_for, whole
 from hfp.experiment.run import RunFolder
+from hfp.methods import METHODS
 
 USUAL_MODEL = {"digits": "lenet5", "mnist": "lenet5", "fashionmnist": "lenet5", "imagefolder": "resnet18"}
 DESCRIPTION = "Prune a network while it trains: one number in, a smaller dense network out."
@@ -61,7 +62,7 @@ class Config:
         "macs", "whose multiply-adds: PyTorch's FlopCounterMode, or the ones ptflops prints", "what to reach",
         choices=("macs", "ptflops"),
     )  # fmt: skip
-    method: str = option("hfp", "the pruning method", "what to reach", metavar="NAME")
+    method: str = option("hfp", "the pruning method", "what to reach", choices=tuple(METHODS))
 
     dataset: str = option("digits", "what to train on", "network and data", choices=data.NAMES)
     data_dir: str = option("data", "where the data set is, or is downloaded to", "network and data", metavar="DIR")
