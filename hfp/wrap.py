@@ -101,7 +101,7 @@ class GatedModel(nn.Module):
     def gap(self, phi: Tensor) -> Tensor:
         """How far the counts for gates phi (channels,) are above their targets; float64, 0 once the net is stopped."""
         phi = phi.double()
-        if int(self.step) == STOPPED:
+        if self.stopped:
             return 0.0 * phi.sum()
         return torch.stack([budget.gap(phi) for budget in self.budgets]).sum()
 
@@ -109,6 +109,10 @@ class GatedModel(nn.Module):
         """End pruning here: the live channels stay as they are, short of the target, and `compact` cuts to them."""
         self.step.fill_(STOPPED)
         self._priced = None
+
+    @property
+    def stopped(self) -> bool:
+        return int(self.step) == STOPPED
 
     @torch.compiler.disable
     def price(self) -> Tensor:
@@ -134,8 +138,7 @@ class GatedModel(nn.Module):
     @property
     def progress(self) -> float:
         """The share of the pruning schedule that is done, in [0, 1]; 1 once it is stopped."""
-        step = int(self.step)
-        return 1.0 if step == STOPPED else min(step / self.steps, 1.0)
+        return 1.0 if self.stopped else min(int(self.step) / self.steps, 1.0)
 
     def macs(self) -> int:
         """Multiply-adds of one pass of the example inputs, with the channels that are live now."""
@@ -153,10 +156,16 @@ class GatedModel(nn.Module):
     def dense_params(self) -> int:
         return self._counts()["params"].dense()
 
+    @property
+    def least_macs(self) -> int:
+        """The smallest `target_macs` that can be reached."""
+        return smallest(self.table, self._counts()["macs"], self.round_to)
+
     def compact(self) -> nn.Module:
         """A dense network of the model's own class, within the budget, that computes what this one does.
 
-        Before the end of the schedule the gates are thresholded to the target as they are. `hfp.Disagreement`, a
+        Before the end of the schedule channels are cut to the target with what is known of them by then, unless the
+        schedule was stopped. `hfp.Disagreement`, a
         RuntimeError that names the channel groups to blame, if the compact network computes something else.
         """
         keep = self._chosen(1.0)
@@ -181,7 +190,7 @@ class GatedModel(nn.Module):
     def _chosen(self, share: float) -> Tensor:
         """(channels,) bool on the CPU: the live channels when the budget has come down by this share of its way."""
         keep, limits = self.keep.cpu(), [(budget.cost, budget.at(share)) for budget in self.budgets]
-        if int(self.step) == STOPPED or all(cost.count(keep) <= most for cost, most in limits):
+        if self.stopped or all(cost.count(keep) <= most for cost, most in limits):
             return keep
         scores = self._scores()
         if not self.method.reopens:  # what is closed ranks below all that is live

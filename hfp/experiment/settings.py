@@ -52,6 +52,14 @@ class Config:
         type=amount,
         metavar="SHARE|COUNT",
     )
+    accuracy_floor: float | None = option(
+        None,
+        "stop pruning at the thinnest network that has this accuracy on the validation images, as a share (0.92); "
+        "the targets may then be left out",
+        "what to reach",
+        type=fraction,
+        metavar="SHARE",
+    )
     round_to: int = option(
         1, "make every width a multiple of this; the targets still hold", "what to reach", type=whole(1)
     )
@@ -146,8 +154,16 @@ def complete(given: dict[str, Any]) -> Config:
         ValueError: no target, or settings that do not go together.
     """
     config = Config(**given)
-    if config.target_macs is None and config.target_params is None:
-        raise ValueError("Give a target: --target-macs 0.4 keeps 40 % of the multiply-adds, --target-params likewise.")
+    if (config.target_macs, config.target_params, config.accuracy_floor) == (None, None, None):
+        raise ValueError(
+            "Give a target: --target-macs 0.4 keeps 40 % of the multiply-adds, --target-params likewise; "
+            "--accuracy-floor 0.92 prunes as far as that accuracy is held."
+        )
+    if config.accuracy_floor is not None and not METHODS[config.method].gradual:
+        gradual = ", ".join(name for name, method in METHODS.items() if method.gradual)
+        raise ValueError(
+            f"--accuracy-floor stops a method that prunes little by little ({gradual}); {config.method} cuts once."
+        )
     if config.weights not in (None, "DEFAULT") and not Path(str(config.weights)).is_file():
         raise ValueError(
             f"--weights {config.weights}: there is no such file (and DEFAULT means torchvision's own weights)."
