@@ -26,6 +26,7 @@ import hfp
 import models
 from hfp import checkpoint, report, surgery
 from hfp.experiment import data, loop
+from hfp.experiment.floor import Floor
 from hfp.experiment.lab import Lab, batches, fit, live_counts, place, snapshot
 from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import Config, open_run
@@ -76,6 +77,8 @@ def set_up(run: RunFolder, display: report.Display) -> Lab:
     }
     wrapped = ("target_macs", "target_params", "ignore", "round_to", "counter", "method")
     wrap = {name: getattr(config, name) for name in wrapped} | {"steps": config.prune_epochs * steps}
+    if config.target_macs is None and config.target_params is None:  # an accuracy floor alone decides
+        wrap["target_macs"] = hfp.wrap(models.build(**build), **wrap | {"target_macs": 1.0}).least_macs
     gated = hfp.wrap(models.build(**build), **wrap)  # a target out of reach is told now, not after hours of training
     return Lab(
         config=config,
@@ -113,7 +116,18 @@ def prune_phase(lab: Lab, baseline: nn.Module) -> tuple[hfp.GatedModel | None, t
         return None, None
     net = hfp.wrap(baseline, **lab.wrap)
     optimizer = loop.sgd(net.param_groups(lr=config.lr, weight_decay=config.weight_decay))
-    fit(lab, "prune", net, optimizer, epochs=config.prune_epochs, schedule=(0, lab.total), penalty=net.complexity_loss)
+    floor = None if config.accuracy_floor is None else Floor(config.accuracy_floor, net, optimizer, run.held)
+    schedule = (0, lab.total)
+    fit(
+        lab,
+        "prune",
+        net,
+        optimizer,
+        epochs=config.prune_epochs,
+        schedule=schedule,
+        penalty=net.complexity_loss,
+        floor=floor,
+    )
     run.save(snapshot(lab, "prune", config.prune_epochs, net, optimizer), run.gated)
     return net, optimizer
 

@@ -2,12 +2,14 @@
 
 from hfp.channels import ChannelTable
 from hfp.checkpoint import load, save
+from hfp.methods import Method
 from hfp.rules.own import OwnCall, rule
 from hfp.trace import trace
 from hfp.verify import Disagreement, verify
 from hfp.wrap import GatedModel, wrap
 
 __all__ = [
-    "ChannelTable", "Disagreement", "GatedModel", "OwnCall", "load", "rule", "save", "trace", "verify", "wrap",
+    "ChannelTable", "Disagreement", "GatedModel", "Method", "OwnCall",
+    "load", "rule", "save", "trace", "verify", "wrap",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -57,12 +57,9 @@ class Budget:
     dense: int
     target: int
 
-    def at(self, progress: float) -> int:
-        """What the count may be when this share of the pruning schedule is done: falls on a cubic, fast first.
-
-        Cubic as in Zhu and Gupta (arXiv 1710.01878): much is removed while the network has time to recover.
-        """
-        return self.target + math.floor((self.dense - self.target) * (1.0 - min(max(progress, 0.0), 1.0)) ** 3)
+    def at(self, share: float) -> int:
+        """What the count may be when the budget has come down this share of its way, in [0, 1]."""
+        return self.target + math.floor((self.dense - self.target) * (1.0 - min(max(share, 0.0), 1.0)))
 
     def gap(self, gates: Tensor) -> Tensor:
         """How far the live count is above the target, relative to dense; linear, so it pulls until it is met."""

@@ -51,7 +51,7 @@ LARGEST = 10**6  # of any integer in BUILD: a file must not make us allocate wit
 
 WHERE = {
     "dense": "pruning has not begun, the gates have learnt nothing: channels are removed by untrained scores",
-    "prune": "pruning: the gates as they are now, cut to the target",
+    "prune": "pruning: the gates as they are now, cut to the target (with an accuracy floor: where they stand)",
     "finetune": "compacted, fine-tuning",
     "control": "compacted and fine-tuned, training the control",
 }
@@ -94,6 +94,8 @@ def compact(path: str | Path) -> Outcome:
         raise ValueError(f"{path} was made with settings that this hfp does not take: {error}") from error
     if phase == "prune":
         checkpoint.fill(gated, state["net"], source=str(path))
+        if (state.get("config") or {}).get("accuracy_floor") is not None:
+            gated.stop()  # there, the target is only the end of the road
     small = gated.eval().compact()
     gated.keep.copy_(checkpoint.record_of(small).keep)
     return Outcome(phase, epoch, dense, gated, small.eval())

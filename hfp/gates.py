@@ -50,7 +50,7 @@ class Readers(nn.Module):
         self.at = {training: _by_site(self.operands, training) for training in (True, False)}
         self.opened = {operand.site.inside for operand in self.operands}
 
-    def gated(self, model: nn.Module, gates: Tensor) -> dict[str, Tensor]:
+    def gated(self, model: nn.Module, gates: Tensor, frozen: bool = False) -> dict[str, Tensor]:
         """Name -> weight times the gates (channels,) of what it reads, under every name that the weight has."""
         every = extended(gates, self.products)
         found: dict[str, Tensor] = {}
@@ -58,6 +58,7 @@ class Readers(nn.Module):
             weight = found.get(name)
             if weight is None:
                 weight = model.get_parameter(name)
+                weight = weight.detach() if frozen else weight
             columns = every[getattr(self, f"channels{number}")].to(weight)
             found.update(
                 dict.fromkeys(names, weight * columns.reshape([-1 if d == dim else 1 for d in range(weight.dim())]))
@@ -109,14 +110,16 @@ class _Hiding(TorchFunctionMode):
 class _Gated(nn.Module):
     """Calls a function, of the model's or a part of its forward, while what it computes is gated."""
 
-    def __init__(self, model: nn.Module, readers: Readers, gates: Tensor) -> None:
+    def __init__(self, model: nn.Module, readers: Readers, gates: Tensor, frozen: bool) -> None:
         super().__init__()
         self.model, self.readers = model, readers
-        self.weights = {f"model.{name}": weight for name, weight in readers.gated(model, gates).items()}
+        tensors = _still(model) if frozen else {}
+        tensors.update(readers.gated(model, gates, frozen))
+        self.tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
         self.hidden = extended(gates, readers.products)
 
     def run(self, position: Position, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(self, self.weights, (position, function, *args), kwargs, tie_weights=False)
+        return torch.func.functional_call(self, self.tensors, (position, function, *args), kwargs, tie_weights=False)
 
     def forward(self, position: Position, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
@@ -130,4 +133,27 @@ class _Gated(nn.Module):
 
 def gated_forward(model: nn.Module, readers: Readers, gates: Tensor, *args: Any, **kwargs: Any) -> Any:
     """`model(*args, **kwargs)` with every channel multiplied by its gate where it is read."""
-    return _Gated(model, readers, gates).run(Position(readers.names), model, *args, **kwargs)
+    return run(model, readers, gates, args, kwargs)
+
+
+def run(
+    model: nn.Module,
+    readers: Readers,
+    gates: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    frozen: bool = False,
+) -> Any:
+    """`gated_forward`; `frozen`: nothing of the model learns, neither its weights nor the statistics of its norms."""
+    return _Gated(model, readers, gates, frozen).run(Position(readers.names), model, *args, **kwargs)
+
+
+def _still(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> what stands in for a tensor of the model, under every name: parameters without gradient, copied buffers.
+
+    A batch norm in training mode works with the statistics of its batch, and keeps those of its life in a buffer.
+    """
+    names = Names.of(model)
+    parameters = set(names.parameters)
+    still = {name: x.detach() if name in parameters else x.clone() for name, x in names.tensors.items()}
+    return {alias: still[name] for alias, name in names.aliases.items()}

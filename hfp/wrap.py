@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,12 @@ from hfp import gates, inputs, methods, ptflops_check, surgery
 from hfp.budget import Budget, Target, absolute
 from hfp.channels import ChannelTable
 from hfp.cost import Cost
+from hfp.methods.method import Method
 from hfp.threshold import smallest, threshold
 from hfp.trace import Ignored, ignored_modules, trace
 from hfp.verify import Proof, random_keeps
 
-THRESHOLDS = 25  # how often the live channels are chosen anew on the way to the target
+STOPPED = -1  # in place of the number of steps taken
 CUTS, MANY_CUTS = 2, 5  # random cuts that `wrap` tries by default, and where it is told to verify
 VERIFIED_BY_DEFAULT = 50_000_000  # parameters up to which `wrap` proves on real numbers that gating equals removing
 
@@ -26,7 +26,7 @@ class GatedModel(nn.Module):
     """A model whose channels have gates; same forward as the model, which stays as it is. Made by `wrap`.
 
     Everything that training changes is in `state_dict()`: the model's tensors under `model.`, the gates, which of them
-    are open, and how many steps have been taken.
+    are open, and how many steps have been taken. What a method does at its own moments is asked of `method`.
     """
 
     gates: nn.Parameter
@@ -40,6 +40,7 @@ class GatedModel(nn.Module):
         arguments: inputs.Arguments,
         budgets: Sequence[Budget],
         *,
+        method: Method,
         counter: str,
         steps: int,
         round_to: int,
@@ -48,6 +49,7 @@ class GatedModel(nn.Module):
         super().__init__()
         self.model = model
         self.table = table
+        self.method = method
         self.budgets = tuple(budgets)
         self.steps = steps
         self.round_to = round_to
@@ -59,41 +61,65 @@ class GatedModel(nn.Module):
         self.gates = nn.Parameter(torch.zeros(table.channels, device=device))
         self.register_buffer("keep", torch.ones(table.channels, dtype=torch.bool, device=device))
         self.register_buffer("step", torch.zeros((), dtype=torch.long, device=device))
+        for name, buffer in method.buffers(table).items():
+            self.register_buffer(name, buffer.to(device))
         self._priced: tuple[Tensor, int, Tensor] | None = None
         self._dtype = _precision(model)  # that the example inputs suit
         self.train(model.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        phi = self.keep.to(self.gates.dtype)
-        if torch.is_grad_enabled():
-            phi = methods.hfp.task_gate(self.gates, self.keep, self._price())
-        return gates.gated_forward(self.model, self._readers, phi, *args, **kwargs)
+        if self.method.forward is not None:
+            return self.method.forward(self, args, kwargs)
+        if self.method.gate is not None and torch.is_grad_enabled():
+            return self.gated(self.method.gate(self), args, kwargs)
+        return self.gated(self.keep.to(self.gates.dtype), args, kwargs)
+
+    def gated(self, phi: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, frozen: bool = False) -> Any:
+        """The model's output with each channel multiplied by its phi (channels,).
+
+        `frozen`: nothing but phi learns, neither the model's weights nor the statistics of its norms.
+        """
+        return gates.run(self.model, self._readers, phi, args, kwargs, frozen)
 
     def complexity_loss(self) -> Tensor:
         """How far live counts are above their targets, relative to dense, summed: add it to the task loss.
 
         In training each call is one step of the pruning schedule. When the schedule is done the target is met, the
-        live channels stay as they are, and the loss is 0.
+        live channels stay as they are, and the loss is 0. Some methods add a penalty of theirs.
         """
         if self.training and self.progress < 1.0:
+            before = self.method.share(int(self.step), self.steps)
             self.step += 1
-            if int(self.step) % math.ceil(self.steps / THRESHOLDS) == 0 or self.progress == 1.0:
+            share = self.method.share(int(self.step), self.steps)
+            if share != before:
                 # A new tensor, not an in-place change: the graph of this step's forward still holds the old one.
-                self.keep = self._chosen(methods.hfp.budget_progress(self.progress)).to(self.keep.device)
-        phi = self.keep.double()
-        if torch.is_grad_enabled():
-            phi = methods.hfp.cost_gate(self.gates, self.keep, self._price())
-        return self._gap(phi).float()
+                self.keep = self._chosen(share).to(self.keep.device)
+        if self.method.penalty is not None and torch.is_grad_enabled():
+            return self.method.penalty(self).float()
+        return self.gap(self.keep).float()
 
-    def _gap(self, live: Tensor) -> Tensor:
-        return torch.stack([budget.gap(live) for budget in self.budgets]).sum()
+    def gap(self, phi: Tensor) -> Tensor:
+        """How far the counts for gates phi (channels,) are above their targets; float64, 0 once the net is stopped."""
+        phi = phi.double()
+        if self.stopped:
+            return 0.0 * phi.sum()
+        return torch.stack([budget.gap(phi) for budget in self.budgets]).sum()
+
+    def stop(self) -> None:
+        """End pruning here: the live channels stay as they are, short of the target, and `compact` cuts to them."""
+        self.step.fill_(STOPPED)
+        self._priced = None
+
+    @property
+    def stopped(self) -> bool:
+        return int(self.step) == STOPPED
 
     @torch.compiler.disable
-    def _price(self) -> Tensor:
+    def price(self) -> Tensor:
         """(channels,) by how much the complexity loss falls with each channel; reckoned anew when others are live."""
         if self._priced is None or self._priced[0] is not self.keep or self._priced[1] != self.keep._version:
             live = self.keep.double().requires_grad_()
-            self._priced = (self.keep, self.keep._version, torch.autograd.grad(self._gap(live), live)[0])
+            self._priced = (self.keep, self.keep._version, torch.autograd.grad(self.gap(live), live)[0])
         return self._priced[2]
 
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
@@ -106,13 +132,13 @@ class GatedModel(nn.Module):
         weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return [
             {"params": weights, "lr": lr, **options},
-            {"params": [self.gates], "lr": methods.hfp.LEARNING_RATE, "weight_decay": 0.0},
+            {"params": [self.gates], "lr": self.method.gate_lr, "weight_decay": 0.0},
         ]
 
     @property
     def progress(self) -> float:
-        """The share of the pruning schedule that is done, in [0, 1]."""
-        return min(int(self.step) / self.steps, 1.0)
+        """The share of the pruning schedule that is done, in [0, 1]; 1 once it is stopped."""
+        return 1.0 if self.stopped else min(int(self.step) / self.steps, 1.0)
 
     def macs(self) -> int:
         """Multiply-adds of one pass of the example inputs, with the channels that are live now."""
@@ -130,10 +156,16 @@ class GatedModel(nn.Module):
     def dense_params(self) -> int:
         return self._counts()["params"].dense()
 
+    @property
+    def least_macs(self) -> int:
+        """The smallest `target_macs` that can be reached."""
+        return smallest(self.table, self._counts()["macs"], self.round_to)
+
     def compact(self) -> nn.Module:
         """A dense network of the model's own class, within the budget, that computes what this one does.
 
-        Before the end of the schedule the gates are thresholded to the target as they are. `hfp.Disagreement`, a
+        Before the end of the schedule channels are cut to the target with what is known of them by then, unless the
+        schedule was stopped. `hfp.Disagreement`, a
         RuntimeError that names the channel groups to blame, if the compact network computes something else.
         """
         keep = self._chosen(1.0)
@@ -155,14 +187,26 @@ class GatedModel(nn.Module):
     def _counts(self) -> dict[str, Cost]:
         return counts(self.table, self.counter)
 
-    def _chosen(self, progress: float) -> Tensor:
+    def _chosen(self, share: float) -> Tensor:
         """(channels,) bool on the CPU: the live channels when the budget has come down by this share of its way."""
-        keep, limits = self.keep.cpu(), [(budget.cost, budget.at(progress)) for budget in self.budgets]
-        if all(cost.count(keep) <= most for cost, most in limits):
+        keep, limits = self.keep.cpu(), [(budget.cost, budget.at(share)) for budget in self.budgets]
+        if self.stopped or all(cost.count(keep) <= most for cost, most in limits):
             return keep
-        # Gates that nothing has trained yet are all 0: then the size of the filters decides.
-        scores = self.gates if bool(self.gates.any()) else methods.magnitude.relative_magnitude(self.model, self.table)
+        scores = self._scores()
+        if not self.method.reopens:  # what is closed ranks below all that is live
+            scores = torch.where(keep, scores, 2 * scores.min() - scores.max() - 1.0)
         return threshold(scores, self.table, limits, round_to=self.round_to)
+
+    def _scores(self) -> Tensor:
+        """(channels,) float64 on the CPU: what the method says."""
+        scores = self.method.scores(self)
+        if not isinstance(scores, Tensor) or scores.shape != (self.table.channels,):
+            given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(
+                f"the scores of method {self.method.name!r} are {given}; expected a tensor of {self.table.channels} "
+                "numbers, one for each channel of net.table"
+            )
+        return scores.detach().to("cpu", torch.float64)
 
     def _proof(self) -> Proof:
         # The model may have been cast, or moved, since it was wrapped.
@@ -193,7 +237,7 @@ def wrap(
     ignore: Ignored = (),
     round_to: int = 1,
     counter: str = "macs",
-    method: str = "hfp",
+    method: str | Method = "hfp",
     verify: bool | None = None,
 ) -> GatedModel:
     """Give every prunable channel of `model` a gate, and the network a budget.
@@ -214,6 +258,7 @@ def wrap(
     are).
     `counter`: "macs" counts multiply-adds of convolutions, linear layers and matrix products, half of what
         `torch.utils.flop_counter.FlopCounterMode` shows; "ptflops" what ptflops' default backend prints.
+    `method`: how channels are judged, and when they are cut: a name of `hfp.methods.METHODS`, or an `hfp.Method`.
     `verify`: whether to compare the gated with the compacted network on random numbers, before any training; by
         default, with fewer random cuts, networks of up to 50 million parameters are.
 
@@ -222,7 +267,8 @@ def wrap(
     them.
     """
     _check_model(model, target_macs, target_params)
-    _check_options(steps, round_to, counter, method)
+    _check_options(steps, round_to, counter)
+    method = methods.find(method)
     arguments = inputs.arguments(model, example_inputs)
     ignored = ignored_modules(model, ignore)
     table = trace(model, example_inputs, ignore=ignored)
@@ -242,10 +288,11 @@ def wrap(
         table,
         arguments,
         budgets,
+        method=method,
         counter=counter,
         steps=steps,
         round_to=round_to,
-        targets=targets | {"counter": counter, "round_to": round_to, "ignore": ignored},
+        targets=targets | {"counter": counter, "round_to": round_to, "ignore": ignored, "method": method.name},
     )
     if verify or (verify is None and net.dense_params <= VERIFIED_BY_DEFAULT):
         proof = net._proof()
@@ -287,11 +334,9 @@ def _check_model(model: nn.Module, target_macs: Any, target_params: Any) -> None
         )
 
 
-def _check_options(steps: Any, round_to: Any, counter: Any, method: Any) -> None:
+def _check_options(steps: Any, round_to: Any, counter: Any) -> None:
     for name, value in (("steps", steps), ("round_to", round_to)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
-    if method != "hfp":
-        raise ValueError(f"method={method!r}: expected 'hfp'")
     if counter not in ("macs", "ptflops"):
         raise ValueError(f"counter={counter!r}: expected 'macs' or 'ptflops'")

@@ -65,7 +65,7 @@ def test_nothing_moves_when_nothing_has_a_price() -> None:
     ("progress", "expected"), [(0.0, 0.0), (0.05, 0.0), (hfp.WARM_UP, 0.0), (0.55, 0.5), (1.0, 1.0)]
 )
 def test_the_budget_waits_for_the_gates(progress: float, expected: float) -> None:
-    assert hfp.budget_progress(progress) == pytest.approx(expected)
+    assert hfp.schedule(progress) == pytest.approx(1 - (1 - expected) ** 3)
 
 
 def test_magnitude_is_relative_to_the_group() -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from hfp import checkpoint, report
 from hfp.experiment import data, loop
+from hfp.experiment.floor import Floor
 from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import Config
 from hfp.wrap import GatedModel
@@ -55,16 +56,20 @@ def fit(
     schedule: tuple[int, int],
     penalty: Callable[[], torch.Tensor] | None = None,
     also: dict[str, Any] | None = None,
+    floor: Floor | None = None,
 ) -> None:
     """Train `net` for the epochs of `phase` that are still to do, with a line and a checkpoint after each.
 
-    `schedule` is (epochs before this phase, epochs in all) of the learning-rate cosine; `also` goes into checkpoints.
+    `schedule` is (epochs before this phase, epochs in all) of the learning-rate cosine; `also` goes into checkpoints;
+    `floor` is told of every epoch.
     Whatever an epoch draws at random depends on its number alone, so that a resumed run equals an uninterrupted one;
     and the control sees the same batches as pruning and fine-tuning.
     """
     run, (before, total) = lab.run, schedule
     done = run.restore(phase, net, optimizer)
     if done == 0:
+        if floor is not None:
+            floor.check(0, loop.evaluate(net, batches(lab, lab.data.validation), lab.recipe)[0])
         run.save(snapshot(lab, phase, 0, net, optimizer, also))
     steps = lab.data.train.num_batches(lab.config.batch_size, drop_last=True)
     lab.display.start(phase, total=epochs * steps, done=done * steps)
@@ -92,8 +97,10 @@ def fit(
             "validation_loss": loss,
         }
         run.log(line)
-        run.save(snapshot(lab, phase, epoch + 1, net, optimizer, also))
         lab.display.line(report.epoch_line(line, epochs))
+        if floor is not None and (said := floor.check(epoch + 1, accuracy)):
+            lab.display.line(said)
+        run.save(snapshot(lab, phase, epoch + 1, net, optimizer, also))
 
 
 def train_epoch(

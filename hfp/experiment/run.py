@@ -5,6 +5,7 @@
     checkpoint.safetensors everything needed to go on, replaced after every epoch
     dense.safetensors      the baseline, once trained; gated.safetensors the gated network at the end of pruning;
     small.safetensors      the compact network, fine-tuned (hfp.load reads it); control.safetensors where asked for
+    held.safetensors       with an accuracy floor: the last state that held it
     result.json            the final figures
 
 An epoch's line is written before its checkpoint. A run killed between the two has a line too many, never one too few,
@@ -47,6 +48,7 @@ class RunFolder:
         self.gated = path / "gated.safetensors"
         self.small = path / "small.safetensors"
         self.control = path / "control.safetensors"
+        self.held = path / "held.safetensors"
         self.checkpoint = path / "checkpoint.safetensors"
         self.metrics = path / "metrics.jsonl"
 

@@ -15,6 +15,7 @@ from hfp import checkpoint
 from hfp.experiment import data
 from hfp.experiment.options import amount, flag, fraction, nonnegative, option, parser_for, whole
 from hfp.experiment.run import RunFolder
+from hfp.methods import METHODS
 
 USUAL_MODEL = {"digits": "lenet5", "mnist": "lenet5", "fashionmnist": "lenet5", "imagefolder": "resnet18"}
 DESCRIPTION = "Prune a network while it trains: one number in, a smaller dense network out."
@@ -51,6 +52,14 @@ class Config:
         type=amount,
         metavar="SHARE|COUNT",
     )
+    accuracy_floor: float | None = option(
+        None,
+        "stop pruning at the thinnest network that has this accuracy on the validation images, as a share (0.92); "
+        "the targets may then be left out",
+        "what to reach",
+        type=fraction,
+        metavar="SHARE",
+    )
     round_to: int = option(
         1, "make every width a multiple of this; the targets still hold", "what to reach", type=whole(1)
     )
@@ -61,7 +70,7 @@ class Config:
         "macs", "whose multiply-adds: PyTorch's FlopCounterMode, or the ones ptflops prints", "what to reach",
         choices=("macs", "ptflops"),
     )  # fmt: skip
-    method: str = option("hfp", "the pruning method", "what to reach", metavar="NAME")
+    method: str = option("hfp", "the pruning method", "what to reach", choices=tuple(METHODS))
 
     dataset: str = option("digits", "what to train on", "network and data", choices=data.NAMES)
     data_dir: str = option("data", "where the data set is, or is downloaded to", "network and data", metavar="DIR")
@@ -145,8 +154,16 @@ def complete(given: dict[str, Any]) -> Config:
         ValueError: no target, or settings that do not go together.
     """
     config = Config(**given)
-    if config.target_macs is None and config.target_params is None:
-        raise ValueError("Give a target: --target-macs 0.4 keeps 40 % of the multiply-adds, --target-params likewise.")
+    if (config.target_macs, config.target_params, config.accuracy_floor) == (None, None, None):
+        raise ValueError(
+            "Give a target: --target-macs 0.4 keeps 40 % of the multiply-adds, --target-params likewise; "
+            "--accuracy-floor 0.92 prunes as far as that accuracy is held."
+        )
+    if config.accuracy_floor is not None and not METHODS[config.method].gradual:
+        gradual = ", ".join(name for name, method in METHODS.items() if method.gradual)
+        raise ValueError(
+            f"--accuracy-floor stops a method that prunes little by little ({gradual}); {config.method} cuts once."
+        )
     if config.weights not in (None, "DEFAULT") and not Path(str(config.weights)).is_file():
         raise ValueError(
             f"--weights {config.weights}: there is no such file (and DEFAULT means torchvision's own weights)."

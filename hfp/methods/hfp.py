@@ -24,13 +24,20 @@ follows a falling budget. Both pulls grow linearly with the scale of the loss, s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from hfp.methods.magnitude import learned
+from hfp.methods.method import Method
+
+if TYPE_CHECKING:
+    from hfp.wrap import GatedModel
+
 LEARNING_RATE = 0.002  # of the gates; with momentum 0.9 that averages the pulls of about 50 steps
 WARM_UP = 0.1  # share of the schedule in which gates are trained and nothing is removed
+CUTS = 25  # how often the live channels are chosen anew on the way to the target
 
 
 class _TaskGate(torch.autograd.Function):
@@ -78,6 +85,30 @@ def cost_gate(gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
     return _CostGate.apply(gates, keep, price)
 
 
-def budget_progress(progress: float) -> float:
-    """How far the budget has come down at this share of the schedule: not at all while the gates warm up."""
-    return max(0.0, (progress - WARM_UP) / (1.0 - WARM_UP))
+def gate(net: GatedModel) -> Tensor:
+    return task_gate(net.gates, net.keep, net.price())
+
+
+def complexity_loss(net: GatedModel) -> Tensor:
+    return net.gap(cost_gate(net.gates, net.keep, net.price()))
+
+
+def schedule(progress: float) -> float:
+    """Nothing while the gates warm up; then on a cubic, fast first.
+
+    Cubic as in Zhu and Gupta (arXiv 1710.01878): much is removed while the network has time to recover.
+    """
+    left = 1.0 - max(0.0, (progress - WARM_UP) / (1.0 - WARM_UP))
+    return 1.0 - left**3
+
+
+METHOD = Method(
+    "hfp",
+    scores=learned,
+    schedule=schedule,
+    cuts=CUTS,
+    gate=gate,
+    penalty=complexity_loss,
+    gate_lr=LEARNING_RATE,
+    reopens=True,
+)

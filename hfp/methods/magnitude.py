@@ -1,37 +1,83 @@
-"""The size of filters: what is known of a channel before anything has been learned."""
+"""The size of filters: what is known of a channel before anything has been learned.
+
+As a method, a baseline: the L1 norm of filters (Li et al., arXiv 1608.08710), relative to the mean in their layer, so
+that layers can be compared; one cut at the start.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from hfp.channels import ChannelTable, with_products
 from hfp.labels import FIXED, prunable
+from hfp.methods.method import Method, at_once
 from hfp.names import Names
+
+if TYPE_CHECKING:
+    from hfp.wrap import GatedModel
+
+
+def filter_sizes(model: nn.Module, table: ChannelTable, size: Callable[[Tensor], Tensor] = torch.abs) -> Tensor:
+    """(channels,) the mean of `size(w)` over the weights w of the filters that make a channel; float64.
+
+    A filter that belongs to several channels (to a head, and to a place in it) counts for each of them.
+    """
+
+    def filters() -> Iterable[tuple[Tensor, Tensor, int]]:
+        for name, tensor in Names.of(model).tensors.items():
+            for dim, vector in enumerate(table.axes[name]):
+                if tensor.dim() > 1 and (name, dim) not in table.readers and prunable(vector):
+                    yield vector, _sums(size(tensor.detach()), dim), tensor.numel() // len(vector)
+
+    return channel_means(table, filters())[0]
 
 
 def relative_magnitude(model: nn.Module, table: ChannelTable) -> Tensor:
     """(channels,) the mean |w| of the filters that make a channel, relative to the mean of its group.
 
-    A filter that belongs to several channels (to a head, and to a place in it) counts for each of them. Relative, since
-    layers differ in scale for reasons (their fan-in) that say nothing of their worth.
+    Relative, since layers differ in scale for reasons (their fan-in) that say nothing of their worth.
     """
-    sums = torch.zeros(table.channels + len(table.products), 2, dtype=torch.float64)  # of |w|, and how many w
-    for name, tensor in Names.of(model).tensors.items():
-        for dim, vector in enumerate(table.axes[name]):
-            if tensor.dim() > 1 and (name, dim) not in table.readers and prunable(vector):
-                size = _absolute_sums(tensor.detach(), dim)
-                filters = torch.stack([size, torch.full_like(size, tensor.numel() // len(vector))], 1)
-                sums.index_add_(0, vector[vector != FIXED], filters[vector != FIXED])
-    total, count = with_products(sums, table.channels, table.products).unbind(1)
-    mean = total / count.clamp_min(1.0)
+    return relative(filter_sizes(model, table), table)
+
+
+def relative(scores: Tensor, table: ChannelTable) -> Tensor:
+    """(channels,) scores over the mean of their group."""
+    found = scores.clone()
     for group in table.groups:
-        mean[group.channels] /= mean[group.channels].mean().clamp_min(torch.finfo(torch.float64).tiny)
-    return mean
+        found[group.channels] /= found[group.channels].mean().clamp_min(torch.finfo(found.dtype).tiny)
+    return found
 
 
-def _absolute_sums(tensor: Tensor, dim: int) -> Tensor:
-    """The sum of |w| at every index of `dim`; only sums are float64, since weights may be large."""
-    sizes = tensor.abs()
-    others = [other for other in range(tensor.dim()) if other != dim]
-    return sizes.sum(others, dtype=torch.promote_types(sizes.dtype, torch.float32)).double().cpu()
+def learned(net: GatedModel) -> Tensor:
+    """(channels,) the gates; the size of the filters while nothing has trained them yet, so that all are 0."""
+    return net.gates if bool(net.gates.any()) else relative_magnitude(net.model, net.table)
+
+
+def channel_means(table: ChannelTable, places: Iterable[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """(channels,) the mean of what was found in all places where a channel stands, and of how many numbers it is.
+
+    `places`: (channel numbers along an axis, sums along it, how many numbers each sum is of).
+    """
+    sums = torch.zeros(table.channels + len(table.products), 2, dtype=torch.float64)
+    for vector, values, count in places:
+        pairs = torch.stack([values.double().cpu(), torch.full((len(values),), float(count), dtype=torch.float64)], 1)
+        sums.index_add_(0, vector[vector != FIXED], pairs[vector != FIXED])
+    total, count_ = with_products(sums, table.channels, table.products).unbind(1)
+    return total / count_.clamp_min(1.0), count_
+
+
+def _sums(sizes: Tensor, dim: int) -> Tensor:
+    """The sum at every index of `dim`; only sums are float64, since weights may be large."""
+    others = [other for other in range(sizes.dim()) if other != dim]
+    return sizes.sum(others, dtype=torch.promote_types(sizes.dtype, torch.float32))
+
+
+def scores(net: GatedModel) -> Tensor:
+    return relative_magnitude(net.model, net.table)
+
+
+METHOD = Method("magnitude", scores=scores, schedule=at_once)
