@@ -118,10 +118,10 @@ class _Gated(nn.Module):
         self.tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
         self.hidden = extended(gates, readers.products)
 
-    def run(self, position: Position, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def run(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(self, self.tensors, (position, function, *args), kwargs, tie_weights=False)
 
-    def forward(self, position: Position, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def forward(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 stack.enter_context(recomputed(lambda part: partial(self.run, position.copy(), part)))
@@ -131,7 +131,7 @@ class _Gated(nn.Module):
             return function(*args, **kwargs)
 
 
-def gated_forward(model: nn.Module, readers: Readers, gates: Tensor, *args: Any, **kwargs: Any) -> Any:
+def gated_forward(model: nn.Module, readers: Readers, gates: Tensor, /, *args: Any, **kwargs: Any) -> Any:
     """`model(*args, **kwargs)` with every channel multiplied by its gate where it is read."""
     return run(model, readers, gates, args, kwargs)
 
