@@ -293,10 +293,6 @@ def _doubled(value: Any) -> Any:
 
 def _explained(subject: Subject, error: Exception) -> ValueError:
     name = type(subject.model).__name__
-    if isinstance(subject.model, torch.jit.ScriptModule):
-        return ValueError(
-            f"{name} is a TorchScript module, whose operators cannot be watched; pass the nn.Module it was made from"
-        )
     if isinstance(error, NotImplementedError) and "fake impl" in str(error):
         return ValueError(
             f"{name} calls an operator that cannot run on shapes alone ({first_line(error)}); prune the network "
