@@ -79,6 +79,8 @@ def resize(model: nn.Module, table: ChannelTable, stays: Tensor, tensors: dict[s
     for name, module in model.named_modules():
         if type(module) is nn.MultiheadAttention and name in narrowed:
             module.__class__ = MultiheadAttention
+        if isinstance(module, nn.TransformerEncoder) and any(path.startswith(f"{name}.layers.") for path in narrowed):
+            module.use_nested_tensor = False  # with a padding mask it would hand nested tensors to its layers
         _set_widths(module, {key: tensors.get(f"{name}.{key}" if name else key) for key in _TELLING})
 
 

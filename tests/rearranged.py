@@ -458,3 +458,9 @@ def deformable_convolution_in_groups() -> Net:
     run = lambda net, x: net.c(net.e(net.d(net.a(x), net.offset(x))))  # noqa: E731
     deformed = torchvision.ops.DeformConv2d(6, 8, 3, padding=1, groups=2)
     return Net(run, a=conv(3, 6), offset=conv(3, 18), d=deformed, e=conv(8, 5), c=conv(5, 4))
+
+
+@specimen(shapes=([4, 5],), least="bag.weight/1 a a.weight/1 b.weight/1")
+def bag_of_words() -> Net:
+    run = lambda net, words: net.b(net.a(net.bag(words)).relu())  # noqa: E731
+    return Net(run, bag=nn.EmbeddingBag(10, 6, mode="mean"), a=nn.Linear(6, 8), b=nn.Linear(8, 4))

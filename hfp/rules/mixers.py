@@ -230,18 +230,19 @@ def _batch(ledger: Ledger, call: Call, a: Tensor, b: Tensor) -> Tensor | None:
 
 
 def embedding(ledger: Ledger, call: Call) -> Labels:
-    """`(weight, indices)`: every row may be looked up, so rows stay whole; the columns are channels of the output."""
+    """`(weight, indices)`, also bags of them: every row may be looked up, and stays; the columns make channels."""
     rows, columns = (call.ids(call.args[0], axis) for axis in (0, 1))
     if rows is not None:
         ledger.pin(rows, "is looked up by index", call.place)
     if columns is not None:
         ledger.produced.append(columns)
-    return _labels(call.out.dim(), {-1: columns})
+    out = call.out[0] if isinstance(call.out, tuple) else call.out
+    return _labels(out.dim(), {-1: columns})
 
 
 MIXERS: dict[str, Rule] = {
     "convolution": convolution,
     "torchvision::deform_conv2d": deform_conv2d,
     **dict.fromkeys("mm bmm addmm baddbmm".split(), matmul),
-    "embedding": embedding,
+    **dict.fromkeys("embedding _embedding_bag _embedding_bag_forward_only".split(), embedding),
 }
