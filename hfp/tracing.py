@@ -129,8 +129,7 @@ def _shadows(subject: Subject, real: bool) -> dict[str, Tensor]:
 def _run(subject: Subject, real: bool) -> Run:
     ledger = Ledger()
     shadows = _shadows(subject, real)
-    for name, tensor in shadows.items():
-        ledger.number(name, tensor.shape)
+    _number(subject.names, shadows, ledger)
     _state_sizes(subject.names, ledger)
     seen = Run(ledger, steps={}, real=real, calls={}, sized={}, reads_widths=False, operands=[])
     alike = _watch_evaluation(subject, shadows, seen)
@@ -191,6 +190,27 @@ def _play_noted(
     seen.steps[training], seen.calls[training] = taken, calls
     seen.sized[training] = seen.real or watcher.sizes > 0
     seen.operands += functions.operands
+
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm)
+_BESIDE = "weight bias running_mean running_var".split()
+
+
+def _number(names: Names, shadows: dict[str, Tensor], ledger: Ledger) -> None:
+    """Give ids to every index of every tensor; the vectors of a layer have the ids of its outputs from the start."""
+    first: dict[str, str] = {}
+    for module, path in names.modules.items():
+        if isinstance(module, _LAYERS) and type(module).__module__.startswith("torch.nn.modules."):
+            tensors = {**module._parameters, **module._buffers}
+            own = [key for key in _BESIDE if tensors.get(key) is not None and not getattr(module, "transposed", False)]
+            aliases = [names.aliases[f"{path}.{key}" if path else key] for key in own]
+            first |= {name: aliases[0] for name in aliases[1:]}
+    for name, tensor in shadows.items():
+        like = ledger.axes.get(first.get(name, ""), ())[: tensor.dim()]
+        if [len(ids) for ids in like] == list(tensor.shape) and like:
+            ledger.axes[name] = like
+        else:
+            ledger.number(name, tensor.shape)
 
 
 def _state_sizes(names: Names, ledger: Ledger) -> None:
