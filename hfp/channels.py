@@ -120,21 +120,27 @@ def build_table(ledger: Ledger, operands: list[Operand], parameters: list[str], 
     of = torch.cat([numbering.of, torch.tensor([FIXED, FIXED])])  # ANY and FIXED look up the last two entries
     row = _in_a_row(ledger, of)
     axes = row.by_name(ledger)
-    # By identity: an axis that is counted is mostly that of a tensor. The ids live as long as the ledger.
-    factors = {
-        id(ids): vector for name, own in ledger.axes.items() for ids, vector in zip(own, axes[name], strict=True)
+    free = row.prunable()
+    # By identity, since the ids live as long as the ledger: most axes that are counted are those of a tensor.
+    known = {
+        id(ids): Factor(len(ids), _EMPTY, _EMPTY)
+        for name, own in ledger.axes.items()
+        for dim, ids in enumerate(own)
+        if (name, dim) not in free
     }
-    known: dict[int, Factor] = {}
+
+    alike: dict[bytes, Factor] = {}
 
     def factor(ids: Tensor) -> Factor:
         if id(ids) not in known:
-            known[id(ids)] = Factor.of(factors[id(ids)] if id(ids) in factors else of[ids])
+            vector = of[ids]
+            key = vector.numpy().tobytes()
+            known[id(ids)] = alike[key] if key in alike else alike.setdefault(key, Factor.of(vector))
         return known[id(ids)]
 
     def cost(terms: Iterable[tuple[int, Iterable[Tensor]]]) -> Cost:
         return build(count, [(fixed, tuple(map(factor, vectors))) for fixed, vectors in terms], products)
 
-    free = row.prunable()
     hidden = [replace(operand, channels=of[operand.channels]) for operand in operands]
     attributes = {where: of[ids] for where, ids in ledger.attributes.items()}
     return ChannelTable(

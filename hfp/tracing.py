@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,7 @@ from hfp.sizes import reads_widths
 from hfp.watcher import RuleError, Step, Watcher, caller, first_line
 
 
-@dataclass(frozen=True)
-class Called:
+class Called(NamedTuple):
     """What a function gave in a run: enough to stand in for it."""
 
     end: int
@@ -201,8 +200,10 @@ def _number(names: Names, shadows: dict[str, Tensor], ledger: Ledger) -> None:
     first: dict[str, str] = {}
     for module, path in names.modules.items():
         if isinstance(module, _LAYERS) and type(module).__module__.startswith("torch.nn.modules."):
+            if isinstance(module, nn.modules.conv._ConvNd) and module.transposed:
+                continue
             tensors = {**module._parameters, **module._buffers}
-            own = [key for key in _BESIDE if tensors.get(key) is not None and not getattr(module, "transposed", False)]
+            own = [key for key in _BESIDE if tensors.get(key) is not None]
             aliases = [names.aliases[f"{path}.{key}" if path else key] for key in own]
             first |= {name: aliases[0] for name in aliases[1:]}
     for name, tensor in shadows.items():
