@@ -268,8 +268,13 @@ def line_of(error: Exception) -> str:
     return f"{Path(own[-1][0].f_code.co_filename).name}:{own[-1][1]}" if own else ""
 
 
+@cache
+def _is_library_file(name: str) -> bool:
+    return name.startswith((_OWN, _TORCH, "<"))
+
+
 def _is_library(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith((_OWN, _TORCH, "<"))
+    return _is_library_file(frame.f_code.co_filename)
 
 
 def _users_frame() -> FrameType | None:
