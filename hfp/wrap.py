@@ -193,9 +193,12 @@ class GatedModel(nn.Module):
         if self.stopped or all(cost.count(keep) <= most for cost, most in limits):
             return keep
         scores = self._scores()
-        if not self.method.reopens:  # what is closed ranks below all that is live
-            scores = torch.where(keep, scores, 2 * scores.min() - scores.max() - 1.0)
-        return threshold(scores, self.table, limits, round_to=self.round_to)
+        if self.method.reopens:
+            return threshold(scores, self.table, limits, round_to=self.round_to)
+        # What is closed ranks below all that is live. Only at the very end may it come back, to fill the budget.
+        scores = torch.where(keep, scores, 2 * scores.min() - scores.max() - 1.0)
+        chosen = threshold(scores, self.table, limits, round_to=self.round_to)
+        return chosen if share == 1.0 else chosen & keep
 
     def _scores(self) -> Tensor:
         """(channels,) float64 on the CPU: what the method says."""

@@ -58,7 +58,7 @@ class Method:
     gate_lr: float = 0.002
     """Learning rate of `net.gates`."""
     reopens: bool = False
-    """Whether a channel that was cut may come back."""
+    """Whether a channel that was cut may come back before the last cut, which fills what is left of the budget."""
 
     @property
     def gradual(self) -> bool:
