@@ -78,7 +78,8 @@ def _by_site(operands: tuple[Operand, ...], training: bool) -> dict[Site, list[i
             exact[operand.site].append(number)
     alike: dict[Site, dict[Any, list[int]]] = defaultdict(dict)
     for site, numbers in exact.items():
-        what = tuple((operands[n].argument, operands[n].axis, operands[n].channels.numpy().tobytes()) for n in numbers)
+        every = [operands[n] for n in numbers]
+        what = tuple((o.argument, o.axis, o.how, o.power, o.channels.numpy().tobytes()) for o in every)
         alike[site._replace(call=0)][what] = numbers
     return {**exact, **{site: next(iter(ways.values())) for site, ways in alike.items() if len(ways) == 1}}
 

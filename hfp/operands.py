@@ -8,6 +8,8 @@ channels were not there.
     again    the same, for the second factor of a product: it does not train the gate once more
     mean     times the gate and width / live width
     root     times the gate and sqrt(width / live width): the default scale of attention
+    power    times a power of live width / width, of channels that need not be its own: a scale that the model's code
+             reckons from a width (`scores / math.sqrt(q.size(-1))`), and that will be another one in the cut network
     lowest   the least number there is, where the gate is 0: softmax, maximum
     highest  the largest
 """
@@ -48,6 +50,7 @@ class Operand:
     channels: Tensor
     """Ids in a ledger, channel numbers in a table."""
     how: str
+    power: float = 0.0
 
 
 def find(ask: Ask, function: str, args: Any, kwargs: Any, labels_of: Any) -> list[tuple[int, int]]:
@@ -74,7 +77,9 @@ def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs
     leaves, spec = tree_flatten((args, kwargs))
     for operand, gate in zip(operands, gates, strict=True):
         x = leaves[operand.argument]
-        if not isinstance(x, Tensor) or x.dim() < -operand.axis or x.shape[operand.axis] != len(gate):
+        if not isinstance(x, Tensor) or (
+            operand.how != "power" and (x.dim() < -operand.axis or x.shape[operand.axis] != len(gate))
+        ):
             raise RuntimeError(
                 f"the forward takes another path than on the example inputs: {operand.site.function} in "
                 f"{operand.site.inside or 'the network'} gets other arguments; wrap the model with inputs like these"
@@ -85,6 +90,8 @@ def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs
 
 
 def _hidden(x: Tensor, gate: Tensor, operand: Operand) -> Tensor:
+    if operand.how == "power":
+        return x * (gate.detach().sum() / len(gate)).pow(operand.power).to(x.dtype)
     shape = [len(gate) if axis == operand.axis else 1 for axis in range(-x.dim(), 0)]
     if operand.how in ("lowest", "highest"):
         limits = torch.finfo(x.dtype)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Ledger, Pin, prunable
+from hfp.operands import Operand
+from hfp.position import Site
 from hfp.sizes import WIDTHS
-from hfp.tracing import Run, Subject
+from hfp.tracing import Called, Run, Subject
 from hfp.trial import Misfit, asked_from, still_other
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
@@ -28,16 +30,19 @@ MOST = 6  # repairs that are tried for one misfit
 
 @dataclass(frozen=True, eq=False)
 class Repair:
-    """Set an attribute to the number of these ids that live, or tie them to others."""
+    """Set an attribute to the number of these ids that live, or tie them to others, or scale by their number."""
 
     ids: Tensor
     attribute: tuple[str, str] | None = None
     others: Tensor | None = None
+    scaling: Operand | None = None
     sure: bool = False
     """Whether the attribute was seen to be asked for there."""
 
     def key(self) -> tuple[Any, ...]:
-        return self.attribute, tuple(self.ids.tolist()), None if self.others is None else tuple(self.others.tolist())
+        others = None if self.others is None else tuple(self.others.tolist())
+        scaling = None if self.scaling is None else (self.scaling.site, self.scaling.power)
+        return self.attribute, tuple(self.ids.tolist()), others, scaling
 
 
 class Repairs:
@@ -71,8 +76,8 @@ class Repairs:
         """Of what was tried: what is asked for there, or helped while nothing else went wrong for it."""
         wrong = {misfit.key for misfit in found}
         for key, (module, repair) in self.trying.items():
-            helped = key not in wrong and not any(_within(misfit.place.module, module) for misfit in new)
-            if repair.sure or helped:
+            alone = repair.scaling is not None or not any(_within(misfit.place.module, module) for misfit in new)
+            if repair.sure or (key not in wrong and alone):
                 self.kept.append(repair)
 
     def _choice(self, found: Sequence[Misfit]) -> dict[tuple[Any, ...], tuple[str, Repair]]:
@@ -86,6 +91,7 @@ class Repairs:
             if repair is not None:
                 used.add(repair.key())
                 chosen[misfit.key] = misfit.place.module, repair
+                self.kept = [other for other in self.kept if not _same_scaling(other, repair)]
         return chosen
 
     def _refuse(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
@@ -122,7 +128,7 @@ class Repairs:
 
     def _refused(self, found: Sequence[Misfit], table: ChannelTable) -> list[tuple[Misfit, Repair]]:
         """Attributes that have to stay, and why: they stand in arithmetic, which is right again if they stay."""
-        arithmetic = {misfit.key: misfit for misfit in found if misfit.numbers}
+        arithmetic = {misfit.key: misfit for misfit in found if misfit.numbers and not misfit.scalings}
         paths: dict[str, set[str]] = defaultdict(set)
         for path, name in {repair.attribute for repair in self.kept if repair.sure and repair.attribute is not None}:
             if not self.asked[name].isdisjoint(arithmetic):
@@ -164,8 +170,32 @@ class Repairs:
                 repaired.tie(repair.ids, repair.others, self.seen.steps[False][0].place)
         return repaired
 
+    def operands(self) -> list[Operand]:
+        """Those of the runs, and the scalings that are kept or being tried."""
+        repairs = (*self.kept, *(repair for _, repair in self.trying.values()))
+        return self.seen.operands + [
+            twin for repair in repairs if repair.scaling is not None for twin in self._in_both_modes(repair.scaling)
+        ]
+
+    def _in_both_modes(self, operand: Operand) -> Iterator[Operand]:
+        """The same for the same place of the code in the other mode."""
+        own = self.seen.calls[operand.training]
+        yield operand
+        if (not operand.training) not in self.seen.calls:
+            yield replace(operand, training=not operand.training)
+            return
+
+        def alike(calls: dict[Site, Called]) -> list[Site]:
+            here = operand.site._replace(number=0), own[operand.site].caller
+            return [site for site, called in calls.items() if (site._replace(number=0), called.caller) == here]
+
+        others, rank = alike(self.seen.calls[not operand.training]), alike(own).index(operand.site)
+        if rank < len(others):
+            yield replace(operand, site=others[rank], training=not operand.training)
+
     def _candidates(self, misfit: Misfit, table: ChannelTable) -> Iterator[Repair]:
         extent = misfit.extent
+        yield from (Repair(scaling.channels, scaling=scaling) for scaling in misfit.scalings)
         if extent is None:
             for ids in self._seen_in(misfit.place.module, table):
                 yield from self._attributes(misfit.place.module, ids)
@@ -209,6 +239,11 @@ class Repairs:
                         known.add(key)
                         found.append(ids)
         return found
+
+
+def _same_scaling(a: Repair, b: Repair) -> bool:
+    """Whether they scale by one factor or another at the same place."""
+    return a.scaling is not None and b.scaling is not None and a.scaling.site == b.scaling.site
 
 
 def _has_own(module: nn.Module | None) -> bool:

@@ -56,7 +56,7 @@ def _trace(subject: Subject, ignore: Ignored) -> ChannelTable:
     repairs = Repairs(subject, seen)
 
     def table() -> ChannelTable:
-        return build_table(repairs.applied(), seen.operands, subject.names.parameters, described)
+        return build_table(repairs.applied(), repairs.operands(), subject.names.parameters, described)
 
     found = misfits(subject, last := table(), seen)
     while found:  # every round tries a repair, or pins a channel at least

@@ -20,8 +20,6 @@ from hfp.inputs import arguments
 
 ALL = {**ATTENTION, **LAYERS, **NORMALISERS, **RECURRENT, **REARRANGED}
 WHOLE = {
-    "scaled_by_the_size_of_the_queries": "the scale is read off a tensor that is cut",
-    "scaled_by_the_size_of_the_queries_alike": "the scale is read off a tensor that is cut",
     "weights_of_three_dimensions": "weights of einsum in three dims are read, but not made, by a rule",
     "weights_of_three_dimensions_alike": "weights of einsum in three dims are read, but not made, by a rule",
     "sequence_first_alike": "a batch as large as the heads is told apart only sometimes",

@@ -150,14 +150,47 @@ def test_which_attribute_is_asked_for_is_found_although_all_are_of_one_size() ->
 
 
 class Scaled(TwoNumbers):
-    """The scores depend on an attribute that the shapes depend on as well."""
+    """The output depends on an attribute that the shapes depend on as well."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) / self.width**0.5
+        return super().forward(x) / self.width**0.5 * (2 * self.heads)
+
+
+class Shifted(TwoNumbers):
+    """As `Scaled`, but no factor for the gates makes up for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.width
+
+
+def test_a_factor_that_is_a_power_of_a_width_follows() -> None:
+    model, table = traced(Scaled(heads=3, width=4))
+    assert {name for _, name in table.attributes} == {"heads", "width"}
+    powers = {(o.power, len(o.channels)) for o in table.operands if o.how == "power"}
+    assert powers == {(-0.5, 4), (1.0, 3)}
+    assert {o.training for o in table.operands if o.how == "power"} == {True, False}
+    check(model, table)
+
+
+def test_which_width_a_factor_is_a_power_of_is_found_where_several_are_cut_to_the_same_share() -> None:
+    """All widths are cut to a half first: 8 outer channels, 4 heads, 2 places in each."""
+    for attribute in ("heads", "width"):
+
+        class OneFactor(TwoNumbers):
+            def forward(self, x: Tensor, attribute: str = attribute) -> Tensor:
+                return super().forward(x) * getattr(self, attribute) ** -0.5
+
+        attention = OneFactor(heads=4, width=2)
+        attention.qkv, attention.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        model, table = traced(attention)
+        assert {(o.power, len(o.channels)) for o in table.operands if o.how == "power"} == {
+            (-0.5, getattr(attention, attribute))
+        }
+        check(model, table)
 
 
 def test_an_attribute_that_stands_in_arithmetic_stays_and_what_else_can_be_cut_is() -> None:
-    model, table = traced(Scaled(heads=3, width=4))
+    model, table = traced(Shifted(heads=3, width=4))
     assert {name for _, name in table.attributes} == {"heads"}
     assert widths(table, "0.qkv.weight", 0) == [3]
     check(model, table)
