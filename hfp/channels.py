@@ -9,7 +9,9 @@ in cost, and at least one of them always stays.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hfp.cost import Cost, Factor, build
-from hfp.labels import FIXED, Ledger, Place, Term, extended, prunable, unique_rows
+from hfp.labels import FIXED, Ledger, Place, extended, prunable, unique_rows
 from hfp.operands import Operand
 from hfp.resolve import Numbering, resolve
 
@@ -115,62 +117,90 @@ def build_table(ledger: Ledger, operands: list[Operand], parameters: list[str], 
     """The table that a ledger amounts to. `parameters`: names of the tensors that count as parameters."""
     numbering = resolve(ledger)
     count, products = numbering.channels, numbering.products
-
     of = torch.cat([numbering.of, torch.tensor([FIXED, FIXED])])  # ANY and FIXED look up the last two entries
+    row = _in_a_row(ledger, of)
+    axes = row.by_name(ledger)
+    free = row.prunable()
+    # By identity, since the ids live as long as the ledger: most axes that are counted are those of a tensor.
+    known = {
+        id(ids): Factor(len(ids), _EMPTY, _EMPTY)
+        for name, own in ledger.axes.items()
+        for dim, ids in enumerate(own)
+        if (name, dim) not in free
+    }
 
-    def channel(ids: Tensor) -> Tensor:
-        return of[ids]
+    alike: dict[bytes, Factor] = {}
 
-    factors: dict[bytes, Factor] = {}
+    def factor(ids: Tensor) -> Factor:
+        if id(ids) not in known:
+            vector = of[ids]
+            key = vector.numpy().tobytes()
+            known[id(ids)] = alike[key] if key in alike else alike.setdefault(key, Factor.of(vector))
+        return known[id(ids)]
 
-    def factor(vector: Tensor) -> Factor:
-        key = vector.numpy().tobytes()
-        if key not in factors:
-            factors[key] = Factor.of(vector)
-        return factors[key]
+    def cost(terms: Iterable[tuple[int, Iterable[Tensor]]]) -> Cost:
+        return build(count, [(fixed, tuple(map(factor, vectors))) for fixed, vectors in terms], products)
 
-    def cost(terms: list[Term]) -> Cost:
-        return build(
-            count,
-            [(term.coefficient, tuple(factor(channel(ids)) for ids in term.factors)) for term in terms],
-            products,
-        )
-
-    axes = {name: tuple(map(channel, ids)) for name, ids in ledger.axes.items()}
-    wide = channel(torch.cat(ledger.wide)) if ledger.wide else torch.empty(0, dtype=torch.long)
-    whole = build(count, [(1, tuple(map(factor, axes[name]))) for name in parameters], products)
-    hidden = [replace(operand, channels=channel(operand.channels)) for operand in operands]
+    hidden = [replace(operand, channels=of[operand.channels]) for operand in operands]
+    attributes = {where: of[ids] for where, ids in ledger.attributes.items()}
     return ChannelTable(
         axes=axes,
         products=products,
-        groups=_groups(axes, count, products, wide),
-        pinned=_pinned(ledger, numbering),
+        groups=_groups(row, count, products, of[torch.cat([_EMPTY, *ledger.wide])]),
+        pinned=_pinned(row, ledger, numbering),
         readers=tuple(
-            (name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims) if prunable(axes[name][dim])
+            (name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims) if (name, dim) in free
         ),
         operands=tuple(operand for operand in hidden if prunable(operand.channels)),
-        attributes={where: channel(ids) for where, ids in ledger.attributes.items() if prunable(channel(ids))},
-        macs=cost(ledger.macs),
-        params=whole,
-        ptflops=None if ledger.ptflops is None else cost(ledger.ptflops),
+        attributes={where: channels for where, channels in attributes.items() if prunable(channels)},
+        macs=cost((term.coefficient, term.factors) for term in ledger.macs),
+        params=cost((1, ledger.axes[name]) for name in parameters),
+        ptflops=None if ledger.ptflops is None else cost((term.coefficient, term.factors) for term in ledger.ptflops),
         notes=tuple(ledger.notes),
         inputs=inputs,
         channel_of=numbering.of,
     )
 
 
-def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, products: Tensor, wide: Tensor) -> tuple[Group, ...]:
+_EMPTY = torch.empty(0, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The axes of all tensors, one behind the other."""
+
+    places: list[tuple[str, int]]
+    """(tensor, dim) of each axis."""
+    lengths: list[int]
+    place: Tensor
+    """(indices,) the number of the axis that an index is on."""
+    ids: Tensor
+    channels: Tensor
+
+    def by_name(self, ledger: Ledger) -> dict[str, tuple[Tensor, ...]]:
+        parts = iter(self.channels.split(self.lengths))
+        return {name: tuple(itertools.islice(parts, len(ids))) for name, ids in ledger.axes.items()}
+
+    def prunable(self) -> set[tuple[str, int]]:
+        """The places where any index can be removed."""
+        return {self.places[number] for number in self.place[self.channels != FIXED].unique_consecutive().tolist()}
+
+
+def _in_a_row(ledger: Ledger, of: Tensor) -> _Row:
+    vectors = [vector for ids in ledger.axes.values() for vector in ids]
+    places = [(name, dim) for name, ids in ledger.axes.items() for dim in range(len(ids))]
+    lengths = [len(vector) for vector in vectors]
+    ids = torch.cat([_EMPTY, *vectors])
+    return _Row(places, lengths, torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long)), ids, of[ids])
+
+
+def _groups(row: _Row, count: int, products: Tensor, wide: Tensor) -> tuple[Group, ...]:
     """Channels with the same places, and the same partners in products, in the order of their first channel."""
-    places = [(name, dim) for name, ids in axes.items() for dim, vector in enumerate(ids) if prunable(vector)]
-    numbers = count + len(products)
-    # (place, number) as one number, for every pair that there is, and how many indices of the place have that number.
-    vectors = [axes[name][dim] for name, dim in places]
-    pairs = [vector[vector != FIXED] + numbers * row for row, vector in enumerate(vectors)]
-    met, times = torch.cat([torch.empty(0, dtype=torch.long), *pairs]).unique(return_counts=True)
-    place, number = met // max(numbers, 1), met % max(numbers, 1)
-    # Equal sums of sizes times random numbers, 128 bits of them, mean equal sizes in all places.
-    random = torch.randint(-(2**62), 2**62, (len(places), 2), generator=torch.Generator().manual_seed(0))
-    sums = torch.zeros(numbers, 2, dtype=torch.long).index_add_(0, number, times[:, None] * random[place])
+    here = row.channels != FIXED
+    place, number = row.place[here], row.channels[here]
+    # Equal sums of random numbers of the places, 128 bits of them, mean equal sizes in all places.
+    random = torch.randint(-(2**62), 2**62, (len(row.places), 2), generator=torch.Generator().manual_seed(0))
+    sums = torch.zeros(count + len(products), 2, dtype=torch.long).index_add_(0, number, random[place])
     signature = with_products(sums, count, products)
     if len(products):
         together = sums[count:] + torch.cat([signature, signature.new_zeros(1, 2)])[products].sum(1)
@@ -179,12 +209,12 @@ def _groups(axes: dict[str, tuple[Tensor, ...]], count: int, products: Tensor, w
     same = _apart(_equal_rows(signature), count, products)
     lonely = torch.zeros(count + 1, dtype=torch.bool)  # the last entry is for FIXED
     lonely[wide.clamp_max(count)] = True
-    sizes = _sizes([int(channels[0]) for channels in same], place, number, times, count, products)
+    sizes = _sizes([int(channels[0]) for channels in same], place, number, count, products)
     return tuple(
         Group(
             channels,
-            members=tuple(places[row] for row in sorted(mine)),
-            sizes=tuple(mine[row] for row in sorted(mine)),
+            members=tuple(row.places[number] for number in sorted(mine)),
+            sizes=tuple(mine[number] for number in sorted(mine)),
             least=2 if len(channels) > 1 and bool(lonely[channels].any()) else 1,
         )
         for channels, mine in zip(same, sizes, strict=True)
@@ -217,9 +247,7 @@ def _equal_rows(rows: Tensor) -> list[Tensor]:
     return sorted(parts, key=lambda part: int(part[0]))
 
 
-def _sizes(
-    channels: list[int], place: Tensor, number: Tensor, times: Tensor, count: int, products: Tensor
-) -> list[Counter[int]]:
+def _sizes(channels: list[int], place: Tensor, number: Tensor, count: int, products: Tensor) -> list[Counter[int]]:
     """For each of `channels`: place -> how many of its indices the channel takes up, alone and in products."""
     factors = torch.full((count + len(products), max(products.shape[1], 1)), FIXED)  # of every number
     factors[:count, 0] = torch.arange(count)
@@ -227,10 +255,11 @@ def _sizes(
     asked = torch.full((count + 1,), FIXED)  # the last entry is for FIXED
     asked[channels] = torch.arange(len(channels))
     sizes: list[Counter[int]] = [Counter() for _ in channels]
-    for column in asked[factors[number]].unbind(1):
-        here = column != FIXED
-        for row, where, size in zip(*(x[here].tolist() for x in (column, place, times)), strict=True):
-            sizes[row][where] += size
+    for column in asked[factors].unbind(1):
+        rows = column[number]
+        here = rows != FIXED
+        for row, where in zip(rows[here].tolist(), place[here].tolist(), strict=True):
+            sizes[row][where] += 1
     return sizes
 
 
@@ -242,19 +271,22 @@ def with_products(values: Tensor, count: int, products: Tensor) -> Tensor:
     return total
 
 
-def _pinned(ledger: Ledger, numbering: Numbering) -> tuple[Pinned, ...]:
-    """For every axis that a mixer makes and that stays whole, in all or in part: the first reason met."""
-    made = torch.zeros(ledger.size, dtype=torch.bool)
-    for vector in ledger.produced:
-        made[vector] = True
-    whole = made & (numbering.of == FIXED)
-    places = [(name, dim) for name, ids in ledger.axes.items() for dim in range(len(ids))]
-    vectors = [vector for ids in ledger.axes.values() for vector in ids]
-    flat = torch.cat([torch.empty(0, dtype=torch.long), *vectors])
-    owner = torch.repeat_interleave(torch.tensor([len(vector) for vector in vectors], dtype=torch.long))
-    pairs, kind = unique_rows(torch.stack([owner, numbering.why[flat]], 1)[whole[flat]])
-    rows = []
+def _pinned(row: _Row, ledger: Ledger, numbering: Numbering) -> tuple[Pinned, ...]:
+    """For every axis that a mixer makes and that stays whole, in all or in part: the first reason met.
+
+    Of axes with the same ids (a weight and its bias), the first tells.
+    """
+    whole = torch.zeros(ledger.size, dtype=torch.bool)
+    whole[torch.cat([_EMPTY, *ledger.produced])] = True
+    whole &= numbering.of == FIXED
+    owners: dict[int, int] = {}
+    vectors = (vector for ids in ledger.axes.values() for vector in ids)
+    told = [owners.setdefault(id(ids), place) == place for place, ids in enumerate(vectors)]
+    first = torch.tensor(told, dtype=torch.bool)
+    here = whole[row.ids] & first[row.place]
+    pairs, kind = unique_rows(torch.stack([row.place, numbering.why[row.ids]], 1)[here])
+    found = []
     for (place, number), times in zip(pairs.tolist(), kind.bincount().tolist(), strict=True):
-        (name, dim), pin = places[place], numbering.pins[number]
-        rows.append(Pinned(name, dim, times, pin.reason, pin.place))
-    return tuple(rows)
+        (name, dim), pin = row.places[place], numbering.pins[number]
+        found.append(Pinned(name, dim, times, pin.reason, pin.place))
+    return tuple(found)

@@ -94,7 +94,8 @@ def compact(path: str | Path) -> Outcome:
         raise ValueError(f"{path} was made with settings that this hfp does not take: {error}") from error
     if phase == "prune":
         checkpoint.fill(gated, state["net"], source=str(path))
-        if (state.get("config") or {}).get("accuracy_floor") is not None:
+        config = state.get("config")
+        if isinstance(config, dict) and config.get("accuracy_floor") is not None:
             gated.stop()  # there, the target is only the end of the road
     small = gated.eval().compact()
     gated.keep.copy_(checkpoint.record_of(small).keep)

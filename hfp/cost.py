@@ -8,7 +8,7 @@ that is exact for gates of 0 and 1 (up to 2**53), and differentiable in between.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -28,9 +28,12 @@ class Factor:
     def of(vector: Tensor) -> Factor:
         """From the channel number at every index of the axis."""
         prunable = vector[vector != FIXED]
+        if bool((prunable[1:] > prunable[:-1]).all()):  # most axes: one index a channel, in order
+            return Factor(len(vector) - len(prunable), prunable, torch.ones_like(prunable))
         channels, weights = prunable.unique(return_counts=True)
         return Factor(len(vector) - len(prunable), channels, weights)
 
+    @cached_property
     def key(self) -> tuple[int, bytes, bytes]:
         """Equal for axes of equal live length."""
         return self.fixed, self.channels.numpy().tobytes(), self.weights.numpy().tobytes()
@@ -81,7 +84,7 @@ def build(channels: int, terms: list[tuple[int, tuple[Factor, ...]]], products: 
             if not len(factor.channels):
                 coefficient *= factor.fixed
                 continue
-            number = axes.setdefault(factor.key(), len(stored))
+            number = axes.setdefault(factor.key, len(stored))
             if number == len(stored):
                 stored.append(factor)
             numbers.append(number)

@@ -10,7 +10,9 @@ touched: the gated weights stand in for its own during one forward.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from hfp.names import Names
 from hfp.opened import OPENED
 from hfp.operands import Operand, hide
 from hfp.position import Position, Site
+from hfp.recompute import recomputed
 
 
 class Readers(nn.Module):
@@ -81,14 +84,11 @@ def _by_site(operands: tuple[Operand, ...], training: bool) -> dict[Site, list[i
 
 
 class _Hiding(TorchFunctionMode):
-    """Hides removed channels from the functions that work across them."""
+    """Hides removed channels from the functions that work across them. `gates`: of channels and products."""
 
-    def __init__(self, model: nn.Module, readers: Readers, gates: Tensor) -> None:
+    def __init__(self, readers: Readers, gates: Tensor, position: Position, training: bool) -> None:
         super().__init__()
-        self.position = Position(readers.names)
-        self.readers = readers
-        self.training = model.training
-        self.gates = extended(gates, readers.products)
+        self.readers, self.gates, self.position, self.training = readers, gates, position, training
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -107,7 +107,31 @@ class _Hiding(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def gated_forward(model: nn.Module, readers: Readers, gates: Tensor, *args: Any, **kwargs: Any) -> Any:
+class _Gated(nn.Module):
+    """Calls a function, of the model's or a part of its forward, while what it computes is gated."""
+
+    def __init__(self, model: nn.Module, readers: Readers, gates: Tensor, frozen: bool) -> None:
+        super().__init__()
+        self.model, self.readers = model, readers
+        tensors = _still(model) if frozen else {}
+        tensors.update(readers.gated(model, gates, frozen))
+        self.tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        self.hidden = extended(gates, readers.products)
+
+    def run(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return torch.func.functional_call(self, self.tensors, (position, function, *args), kwargs, tie_weights=False)
+
+    def forward(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                stack.enter_context(recomputed(lambda part: partial(self.run, position.copy(), part)))
+            if self.readers.operands:
+                stack.enter_context(position.following())
+                stack.enter_context(_Hiding(self.readers, self.hidden, position, self.model.training))
+            return function(*args, **kwargs)
+
+
+def gated_forward(model: nn.Module, readers: Readers, gates: Tensor, /, *args: Any, **kwargs: Any) -> Any:
     """`model(*args, **kwargs)` with every channel multiplied by its gate where it is read."""
     return run(model, readers, gates, args, kwargs)
 
@@ -121,14 +145,7 @@ def run(
     frozen: bool = False,
 ) -> Any:
     """`gated_forward`; `frozen`: nothing of the model learns, neither its weights nor the statistics of its norms."""
-    tensors = _still(model) if frozen else {}
-    with ExitStack() as stack:
-        if readers.operands:
-            hiding = _Hiding(model, readers, gates)
-            stack.enter_context(hiding.position.following())
-            stack.enter_context(hiding)
-        tensors.update(readers.gated(model, gates, frozen))
-        return torch.func.functional_call(model, tensors, args, kwargs, tie_weights=False)
+    return _Gated(model, readers, gates, frozen).run(Position(readers.names), model, *args, **kwargs)
 
 
 def _still(model: nn.Module) -> dict[str, Tensor]:

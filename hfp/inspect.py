@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_leaves
 from hfp import catalogue
 from hfp.channels import ChannelTable
 from hfp.explain import table_data
+from hfp.inputs import arguments
 from hfp.trace import trace
-from hfp.verify import Disagreement, randomise, verify
+from hfp.verify import Disagreement, randomise, settle, verify
 
 CUTS = 3
 
@@ -64,9 +65,11 @@ def inspect(name: str, inputs: Sequence[tuple[catalogue.Shape, torch.dtype]], ch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = catalogue.build(name, [shape for shape, _ in inputs], [dtype for _, dtype in inputs])
+        network.model.eval()
         if check:
-            randomise(network.model)
-        table = trace(network.model.eval(), network.inputs)
+            args, kwargs = arguments(randomise(network.model), network.inputs)
+            settle(network.model, lambda: network.model(*args, **kwargs))
+        table = trace(network.model, network.inputs)
         data = {"model": name, "class": type(network.model).__name__, "note": network.note, **table_data(table)}
         if not check:
             return Report(data, table, "", True)

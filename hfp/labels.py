@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,8 +52,7 @@ def extended(values: Tensor, products: Tensor) -> Tensor:
     return torch.cat([values, functools.reduce(torch.mul, factors), one])
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where in a model an operator ran."""
 
     operator: str
@@ -144,27 +144,30 @@ class Ledger:
         """The labels of the tensor `name` itself."""
         return tuple(ids if len(ids) > 1 else None for ids in self.axes[name])
 
-    def tie(self, a: Tensor, b: Tensor, place: Place) -> None:
+    def tie(self, a: Tensor, b: Tensor, place: Place) -> bool:
         """Element by element, the ids in `a` and `b` (shapes that broadcast) are one channel.
 
-        Invariant: an id that meets FIXED is pinned.
+        Invariant: an id that meets FIXED is pinned. Whether all of them are ids.
         """
         if a is b:
-            return
+            return False
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
         a, b = a.reshape(-1), b.reshape(-1)
-        if bool((torch.minimum(a, b) >= 0).all()):  # most of the ties
+        if len(a) and int(torch.minimum(a, b).min()) >= 0:  # most of the ties
             differ = a != b
-            if bool(differ.any()):
+            if bool(differ.all()):
+                self.ties.append(torch.stack([a, b]))
+            elif bool(differ.any()):
                 self.ties.append(torch.stack([a[differ], b[differ]]))
-            return
+            return True
         lost = torch.where(a == FIXED, b, a)[(a == FIXED) != (b == FIXED)]
         if lost.numel():
             self.pin(lost, "meets values that belong to no channel at the same positions", place)
         both = (a >= 0) & (b >= 0) & (a != b)
         if both.any():
             self.ties.append(torch.stack([a[both], b[both]]))
+        return False
 
     def meet(self, a: Tensor, b: Tensor, place: Place) -> Tensor:
         """(n,) the labels of what is computed, index by index, from values with the labels a (n,) and b (n,): a tie.
@@ -175,8 +178,8 @@ class Ledger:
             return a
         known = self._met.get((id(a), id(b)))
         if known is None:
-            self.tie(a, b, place)
-            both = a if bool((a >= 0).all()) else torch.where(a >= 0, a, torch.maximum(a, b))
+            ids = self.tie(a, b, place)
+            both = a if ids or bool((a >= 0).all()) else torch.where(a >= 0, a, torch.maximum(a, b))
             known = self._met[id(a), id(b)] = a, b, both  # with a and b, so that no others can take their ids
         return known[2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -44,6 +44,13 @@ class Position:
         self._frames = [_Frame("", 0, None)]
         self.followed: Any = None
         """The function that is about to be called because the model's code did."""
+
+    def copy(self) -> Position:
+        """To go on from here a second time."""
+        other = Position(self._names)
+        other._calls = self._calls.copy()
+        other._frames = [replace(frame, counts=frame.counts.copy()) for frame in self._frames]
+        return other
 
     @property
     def path(self) -> str:

@@ -43,8 +43,7 @@ def resolve(ledger: Ledger) -> Numbering:
         root = components(ledger.size, [same], root)
 
     free = torch.zeros(ledger.size + 1, dtype=torch.bool)  # the last entry is for _NONE
-    for made in ledger.produced:
-        free[root[made]] = True
+    free[root[torch.cat([ids.new_empty(0), *ledger.produced])]] = True
     free[factors[free[left]]] = True
     why = _reasons(root, left, factors, pins)
     atom = torch.ones(ledger.size, dtype=torch.bool)

@@ -14,7 +14,8 @@ from functools import cache, partial
 from types import CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hfp.rules.mixers import MIXERS
 from hfp.rules.norms import NORMS
@@ -83,13 +84,19 @@ def reads_widths(model: nn.Module, attributes: Iterable[str]) -> bool:
     return False
 
 
+_DATA = {bool, int, float, str, type(None), set, Tensor, nn.Parameter, torch.Size}
+_NO_CODE = {"__init__", "_parameters", "_buffers", "_modules"}
+
+
 def _methods(model: nn.Module) -> dict[str, list[FunctionType]]:
     """Name -> the functions that it stands for in a module of the model, or in its class."""
-    owners = {base for module in model.modules() for base in type(module).__mro__ if not _is_torch(base.__module__)}
+    modules = list(model.modules())
+    owners = {base for kind in set(map(type, modules)) for base in kind.__mro__ if not _is_torch(base.__module__)}
     known: dict[str, list[FunctionType]] = defaultdict(list)
-    for entries in (*map(vars, owners), *map(vars, model.modules())):
+    for entries in (*map(vars, owners), *map(vars, modules)):
         for name, value in entries.items():
-            if name != "__init__":
+            nothing = type(value) in _DATA or name in _NO_CODE or (isinstance(value, dict) and not value)
+            if not nothing:
                 known[name] += _functions_in(value)
     return known
 

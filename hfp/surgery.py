@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
 from hfp.attention import MultiheadAttention
+from hfp.copies import copied
 from hfp.inputs import Arguments
 from hfp.labels import prunable
 from hfp.names import Names
@@ -57,29 +58,50 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
     _check(table, keep)
     stays = table.extended(keep)
     names = Names.of(model)
-    left = {name: sliced(tensor, table.axes[name], stays) for name, tensor in names.tensors.items()}
-    # `copy.deepcopy` makes the copy, and is told beforehand what every tensor becomes: so nothing is copied that is
-    # then thrown away, tied weights stay tied, and buffers stay persistent or not.
+    lives = _lives(table, stays)
+    left = {name: sliced(tensor, lives[name]) for name, tensor in names.tensors.items()}
+    # The copy is told beforehand what every tensor becomes: so nothing is copied that is then thrown away, tied weights
+    # stay tied, and buffers stay persistent or not.
     memo: dict[int, Any] = {id(tensor): left[name] for name, tensor in names.tensors.items()}
-    for module in model.modules():
+    for module in names.modules:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # an activation that the model keeps
                 memo[id(value)] = value.detach().clone()
     with uncollected():
-        small = copy.deepcopy(model, memo)
+        small = copied(model, memo)
     resize(small, table, stays, {alias: left[name] for alias, name in names.aliases.items()})
     return small
+
+
+def _lives(table: ChannelTable, stays: Tensor) -> dict[str, list[Tensor | None]]:
+    """Tensor name -> for each of its dims the indices that stay, or None where all do."""
+    vectors = [vector for axes in table.axes.values() for vector in axes]
+    lengths = [len(vector) for vector in vectors]
+    flat = stays[torch.cat([torch.empty(0, dtype=torch.long), *vectors])]
+    axis = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long))
+    starts = torch.tensor([0, *itertools.accumulate(lengths)])
+    counts = axis[flat].bincount(minlength=len(vectors)).tolist()
+    indices = (flat.nonzero().flatten() - starts[axis[flat]]).split(counts)
+    found = (left if len(left) < length else None for left, length in zip(indices, lengths, strict=True))
+    return {name: list(itertools.islice(found, len(axes))) for name, axes in table.axes.items()}
 
 
 def resize(model: nn.Module, table: ChannelTable, stays: Tensor, tensors: dict[str, Tensor]) -> None:
     """Set what the modules of a cut network say of their own sizes. `tensors`: its parameters and buffers, by name."""
     for (name, attribute), vector in table.attributes.items():
         set_size(model.get_submodule(name), attribute, len(live(vector, stays)))
-    narrowed = {name.rpartition(".")[0] for name, axes in table.axes.items() if any(map(prunable, axes))}
     for name, module in model.named_modules():
-        if type(module) is nn.MultiheadAttention and name in narrowed:
+        prefix = f"{name}." if name else ""
+        if type(module) is nn.MultiheadAttention and _is_cut(table, prefix):
             module.__class__ = MultiheadAttention
-        _set_widths(module, {key: tensors.get(f"{name}.{key}" if name else key) for key in _TELLING})
+        if isinstance(module, nn.TransformerEncoder) and _is_cut(table, f"{prefix}layers."):
+            module.use_nested_tensor = False  # with a padding mask it would hand nested tensors to its layers
+        _set_widths(module, lambda key, prefix=prefix: tensors.get(prefix + key))  # type: ignore[misc]
+
+
+def _is_cut(table: ChannelTable, prefix: str) -> bool:
+    """Whether anything can be removed from the tensors whose names begin so."""
+    return any(name.startswith(prefix) and any(map(prunable, axes)) for name, axes in table.axes.items())
 
 
 def get_size(module: nn.Module, attribute: str) -> int:
@@ -100,13 +122,13 @@ def set_size(module: nn.Module, attribute: str, value: int) -> None:
     setattr(module, name, type(getattr(module, name))(entries))
 
 
-def sliced(tensor: Tensor, axes: tuple[Tensor, ...], stays: Tensor) -> Tensor:
-    """A copy of a parameter or buffer with only what stays along each dim. `axes`: the channel numbers along them."""
+def sliced(tensor: Tensor, lives: Sequence[Tensor | None]) -> Tensor:
+    """A copy of a parameter or buffer with only what stays along each dim: these indices, or all of them (None)."""
     new = tensor.detach()
-    for dim, vector in enumerate(axes):
-        if prunable(vector):
-            new = new.index_select(dim, live(vector, stays).to(new.device))
-    if not any(map(prunable, axes)):
+    for dim, indices in enumerate(lives):
+        if indices is not None:
+            new = new.index_select(dim, indices.to(new.device))
+    if all(indices is None for indices in lives):
         new = new.clone()
     if in_channels_last(tensor):
         new = new.contiguous(memory_format=torch.channels_last)
@@ -137,13 +159,9 @@ def _check(table: ChannelTable, keep: Tensor) -> None:
             )
 
 
-_TELLING = "weight running_mean weight_ih_l0 weight_ih out_proj.weight".split()
-"""Tensors that tell the size of the module that owns them."""
-
-
-def _set_widths(module: nn.Module, own: dict[str, Tensor | None]) -> None:
+def _set_widths(module: nn.Module, own: Callable[[str], Tensor | None]) -> None:
     """What a module says of its own size follows the tensors that it owns (not weights that it computes)."""
-    weight = own["weight"]
+    weight = own("weight")
     if isinstance(module, _ConvNd) and weight is not None:
         narrow, wide = weight.shape[1] * module.groups, weight.shape[0]
         module.in_channels, module.out_channels = (wide, narrow) if module.transposed else (narrow, wide)
@@ -152,17 +170,17 @@ def _set_widths(module: nn.Module, own: dict[str, Tensor | None]) -> None:
     elif isinstance(module, nn.Embedding) and weight is not None:
         module.num_embeddings, module.embedding_dim = weight.shape
     elif isinstance(module, _NormBase):
-        vector = own["running_mean"] if weight is None else weight
+        vector = own("running_mean") if weight is None else weight
         if vector is not None:
             module.num_features = len(vector)
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        first = own["weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih"]
+        first = own("weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih")
         if first is not None:
             module.input_size = first.shape[1]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, MultiheadAttention):
-        projection = own["out_proj.weight"]
+        projection = own("out_proj.weight")
         assert projection is not None, "every attention has an output projection"
         module.embed_dim = projection.shape[0]
         module.head_dim = projection.shape[1] // max(1, module.num_heads)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
 from hfp.channels import ChannelTable, build_table
@@ -37,6 +38,11 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
         raise ValueError(f"hfp.trace needs an nn.Module, not a {type(model).__name__}")
     if isinstance(getattr(model, "table", None), ChannelTable):
         raise ValueError("the model is wrapped, and has its table already: net.table (the plain model is net.model)")
+    if scripted := [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]:
+        raise ValueError(
+            f"{scripted[0] or 'the model'} is TorchScript, which has no Python code to follow, and no layers to cut; "
+            "pass the model as it was before torch.jit.script or torch.jit.trace"
+        )
     subject = Subject(model, arguments(model, example_inputs), Names.of(model))
     with uncollected():
         return _trace(subject, ignore)

@@ -1,8 +1,8 @@
 """Run the model once on the meta device and watch where the labels go.
 
 The run needs no data and no memory: parameters and inputs are shapes only. It happens below the model's own code, on
-ATen operators, so any Python control flow that runs can be followed. The model is run twice, in training and in
-evaluation mode, since auxiliary heads and batch statistics differ; costs are counted in evaluation mode.
+ATen operators, so any Python control flow that runs can be followed. The model is run in evaluation mode, in which
+costs are counted, and once more in training mode where that could make a difference (auxiliary heads, say).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +22,17 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from hfp.functions import Around, Functions
 from hfp.inputs import Arguments, placed
 from hfp.labels import Labels, Ledger, Place
+from hfp.modes import Modes
 from hfp.names import Names
 from hfp.operands import Operand
 from hfp.position import Position, Site
 from hfp.ptflops_count import PtflopsCounter
 from hfp.rules.own import OwnRuleError, Whole, rule_of
+from hfp.sizes import reads_widths
 from hfp.watcher import RuleError, Step, Watcher, caller, first_line
 
 
-@dataclass(frozen=True)
-class Called:
+class Called(NamedTuple):
     """What a function gave in a run: enough to stand in for it."""
 
     end: int
@@ -47,7 +48,10 @@ class Called:
 
 @dataclass
 class Run:
-    """What the labelled runs of a model say: the ledger, and the steps of each mode that could be run."""
+    """What the labelled runs of a model say: the ledger, and the steps of each mode that was run.
+
+    Training mode is left out where it cannot be run, and where it would say the same (see `hfp.modes`).
+    """
 
     ledger: Ledger
     steps: dict[bool, list[Step]]
@@ -58,6 +62,8 @@ class Run:
     """Training or not -> where a function was called -> what it gave."""
     sized: dict[bool, bool]
     """Training or not -> whether the model's code met the size of an axis on which channels are (see `hfp.sizes`)."""
+    reads_widths: bool
+    """Whether it mentions what says how many channels there are (see `hfp.sizes`)."""
     operands: list[Operand]
     """Arguments in which removed channels have to be hidden; their channels are ids of the ledger."""
 
@@ -100,7 +106,7 @@ class Subject:
 
 
 def run(subject: Subject) -> Run:
-    """What a training and an evaluation run say of the channels of the model, which is left as it was.
+    """What an evaluation and a training run say of the channels of the model, which is left as it was.
 
     They run on shapes alone, where that is possible; else on the numbers of the model and the example inputs.
     """
@@ -122,45 +128,90 @@ def _shadows(subject: Subject, real: bool) -> dict[str, Tensor]:
 def _run(subject: Subject, real: bool) -> Run:
     ledger = Ledger()
     shadows = _shadows(subject, real)
-    for name, tensor in shadows.items():
-        ledger.number(name, tensor.shape)
+    _number(subject.names, shadows, ledger)
     _state_sizes(subject.names, ledger)
-    steps: dict[bool, list[Step]] = {}
-    calls: dict[bool, dict[Site, Called]] = {}
-    sized: dict[bool, bool] = {}
-    operands: list[Operand] = []
-    for training in (True, False):
-        taken: list[Step] = []
-        watcher = Watcher(ledger, shadows, Position(subject.names.modules), taken.append, real)
-        calls[training] = {}
-        functions = Functions(watcher, training, _recorder(watcher, taken, calls[training]))
-        counter = PtflopsCounter(subject.model, watcher.labels, watcher.position)
-        try:
-            with nullcontext() if training else counter.watching():
-                play(subject, shadows, functions, training=training)
-        except (RuleError, OwnRuleError):
-            raise
-        except Exception as error:
-            explained = _explained(subject, error)
-            if not training or (isinstance(explained, NeedsValues) and not real):
-                raise explained from error
-            ledger.notes.append(
-                f"the forward in training mode could not be run on the example inputs ({first_line(error)}); "
-                "its channels are those of evaluation mode"
-            )
-        else:
-            steps[training] = taken
-            sized[training] = real or watcher.sizes > 0
-            operands += functions.operands
-        if training:
-            ledger.macs.clear()  # costs are those of evaluation mode
-    if True not in steps:
-        operands += [replace(operand, training=True) for operand in operands]
+    seen = Run(ledger, steps={}, real=real, calls={}, sized={}, reads_widths=False, operands=[])
+    alike = _watch_evaluation(subject, shadows, seen)
+    seen.reads_widths = reads_widths(subject.model, {name.partition(".")[0] for _, name in ledger.attributes})
+    if not alike or seen.reads_widths or seen.sized[False]:  # a trial is told more by a training run, of a batch of two
+        _watch_training(subject, shadows, seen)
+    if True not in seen.steps:
+        seen.operands += [replace(operand, training=True) for operand in seen.operands]
+    return seen
+
+
+def _watch_evaluation(subject: Subject, shadows: dict[str, Tensor], seen: Run) -> bool:
+    """Note what a run in evaluation mode says. Whether one in training mode would say the same."""
+    taken: list[Step] = []
+    watcher = Watcher(seen.ledger, shadows, Position(subject.names.modules), taken.append, seen.real)
+    counter = PtflopsCounter(subject.model, watcher.labels, watcher.position)
+    modes = Modes(subject.model, watcher)
+    try:
+        with counter.watching(), modes.watching():
+            _play_noted(subject, shadows, seen, watcher, taken, training=False)
+    except (RuleError, OwnRuleError):
+        raise
+    except Exception as error:
+        raise _explained(subject, error) from error
     if counter.failure:
-        ledger.notes.append(f"ptflops gives no number: {counter.failure}")
+        seen.ledger.notes.append(f"ptflops gives no number: {counter.failure}")
     else:
-        ledger.ptflops = counter.terms()
-    return Run(ledger, steps, real, calls, sized, operands)
+        seen.ledger.ptflops = counter.terms()
+    return modes.alike()
+
+
+def _watch_training(subject: Subject, shadows: dict[str, Tensor], seen: Run) -> None:
+    """Note what a run in training mode says, of all but the costs, which are those of evaluation mode."""
+    taken: list[Step] = []
+    watcher = Watcher(seen.ledger, shadows, Position(subject.names.modules), taken.append, seen.real)
+    macs = list(seen.ledger.macs)
+    try:
+        _play_noted(subject, shadows, seen, watcher, taken, training=True)
+    except (RuleError, OwnRuleError):
+        raise
+    except Exception as error:
+        explained = _explained(subject, error)
+        if isinstance(explained, NeedsValues) and not seen.real:
+            raise explained from error
+        seen.ledger.notes.append(
+            f"the forward in training mode could not be run on the example inputs ({first_line(error)}); "
+            "its channels are those of evaluation mode"
+        )
+    seen.ledger.macs = macs
+
+
+def _play_noted(
+    subject: Subject, shadows: dict[str, Tensor], seen: Run, watcher: Watcher, taken: list[Step], training: bool
+) -> None:
+    calls: dict[Site, Called] = {}
+    functions = Functions(watcher, training, _recorder(watcher, taken, calls))
+    play(subject, shadows, functions, training=training)
+    seen.steps[training], seen.calls[training] = taken, calls
+    seen.sized[training] = seen.real or watcher.sizes > 0
+    seen.operands += functions.operands
+
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm)
+_BESIDE = "weight bias running_mean running_var".split()
+
+
+def _number(names: Names, shadows: dict[str, Tensor], ledger: Ledger) -> None:
+    """Give ids to every index of every tensor; the vectors of a layer have the ids of its outputs from the start."""
+    first: dict[str, str] = {}
+    for module, path in names.modules.items():
+        if isinstance(module, _LAYERS) and type(module).__module__.startswith("torch.nn.modules."):
+            if isinstance(module, nn.modules.conv._ConvNd) and module.transposed:
+                continue
+            tensors = {**module._parameters, **module._buffers}
+            own = [key for key in _BESIDE if tensors.get(key) is not None]
+            aliases = [names.aliases[f"{path}.{key}" if path else key] for key in own]
+            first |= {name: aliases[0] for name in aliases[1:]}
+    for name, tensor in shadows.items():
+        like = ledger.axes.get(first.get(name, ""), ())[: tensor.dim()]
+        if [len(ids) for ids in like] == list(tensor.shape) and like:
+            ledger.axes[name] = like
+        else:
+            ledger.number(name, tensor.shape)
 
 
 def _state_sizes(names: Names, ledger: Ledger) -> None:
@@ -179,8 +230,11 @@ def _state_sizes(names: Names, ledger: Ledger) -> None:
                     ledger.tie(columns[0], other, place)
                 if columns:
                     ledger.attributes[path, size] = columns[0]
-                if columns and kind == "weight_hr":  # PyTorch takes equal sizes for a state that is not projected
-                    ledger.pin(columns[0], "has to stay wider than what it is projected to", place)
+                if columns and kind == "weight_hr":
+                    # PyTorch takes equal sizes for a state that is not projected: it has to stay the wider one. It
+                    # does, if a channel of it goes with each that it is projected to, since one of the others stays.
+                    projection = ledger.axes[own[0]][0]
+                    ledger.tie(columns[0][: len(projection)], projection, place)
 
 
 _ONE = tree_flatten(None)[1]
@@ -290,10 +344,6 @@ def _doubled(value: Any) -> Any:
 
 def _explained(subject: Subject, error: Exception) -> ValueError:
     name = type(subject.model).__name__
-    if isinstance(subject.model, torch.jit.ScriptModule):
-        return ValueError(
-            f"{name} is a TorchScript module, whose operators cannot be watched; pass the nn.Module it was made from"
-        )
     if isinstance(error, NotImplementedError) and "fake impl" in str(error):
         return ValueError(
             f"{name} calls an operator that cannot run on shapes alone ({first_line(error)}); prune the network "

@@ -26,7 +26,6 @@ from hfp.functions import Functions
 from hfp.labels import ANY, FIXED, Labels, Place, prunable
 from hfp.position import Position, Site
 from hfp.rules.mixers import MIXERS
-from hfp.sizes import reads_widths
 from hfp.surgery import get_size, resize, set_size
 from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, line_of, source_line
@@ -76,7 +75,7 @@ def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool 
 
     `any_will_do`: whether a part of it is enough.
     """
-    modes = _modes(subject, table, seen)
+    modes = _modes(table, seen)
     for keep in keeps(table) if modes else ():
         if bool(keep.all()):
             continue
@@ -99,7 +98,7 @@ def asked_from(subject: Subject, table: ChannelTable, seen: Run, attribute: str,
         for path in paths:
             module = subject.model.get_submodule(path)
             set_size(module, attribute, get_size(module, attribute) + 1)
-        trials = [_Trial(subject, seen, cut, training) for training in _modes(subject, table, seen)]
+        trials = [_Trial(subject, seen, cut, training) for training in _modes(table, seen)]
         found = [misfit for trial in trials for misfit in trial.run()]
         return {misfit.key for misfit in found if misfit.asked or misfit.numbers}
 
@@ -112,13 +111,14 @@ def still_other(subject: Subject, table: ChannelTable, seen: Run, attribute: str
     with _resized(subject, cut):
         for module, value in zip(modules, dense, strict=True):
             set_size(module, attribute, value)
-        trials = [_Trial(subject, seen, cut, training) for training in _modes(subject, table, seen)]
+        trials = [_Trial(subject, seen, cut, training) for training in _modes(table, seen)]
         return {misfit.key for trial in trials for misfit in trial.run() if misfit.numbers}
 
 
-def _modes(subject: Subject, table: ChannelTable, seen: Run) -> list[bool]:
+def _modes(table: ChannelTable, seen: Run) -> list[bool]:
     """In training or not: the modes in which the model's code could do something else when it is cut."""
-    able = reads_widths(subject.model, {name.partition(".")[0] for _, name in table.attributes})
+    repaired = not table.attributes.keys() <= seen.ledger.attributes.keys()  # the code has read what was changed
+    able = seen.reads_widths or repaired
     modes = [training for training in seen.steps if able or seen.sized[training]]
     if len(modes) == 2 and seen.training_shows_all():
         return [True]  # and with a batch of two, in which more can be told apart

@@ -7,7 +7,7 @@ alone. This compares numbers: a rule that is wrong, or code that does something 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -207,14 +207,50 @@ def randomise(model: nn.Module) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def settle(model: nn.Module, forward: Callable[[], Any]) -> None:
+    """Scale the statistics of batch norms to what they meet in a call of `forward`, as those of a trained network are.
+
+    With others, values grow from layer to layer, and the rounding of a deep network with them, until it is all that an
+    output shows. One scale for all channels of a norm: how they differ stays random.
+    """
+
+    def measure(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = (*args, *kwargs.values())[0]
+        across = [dim for dim in range(x.dim()) if dim != 1]
+        variance, mean = torch.var_mean(x, across, unbiased=False) if x.numel() else (torch.zeros(()), torch.zeros(()))
+        typical = variance.mean()
+        if typical > NOTHING**2:
+            _randomise_statistics(norm)
+            norm.running_mean.mul_(typical.sqrt()).add_(mean)  # type: ignore[operator]
+            norm.running_var.mul_(typical)  # type: ignore[operator]
+
+    norms = [module for module in model.modules() if _has_statistics(module)]
+    handles = [norm.register_forward_pre_hook(measure, with_kwargs=True) for norm in norms]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    """Whether it is a batch norm, frozen ones of libraries as well."""
+    return all(isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var"))
+
+
+def _randomise_statistics(norm: nn.Module) -> None:
+    nn.init.normal_(norm.running_mean, std=0.1)  # type: ignore[arg-type]
+    nn.init.uniform_(norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+
+
 def _randomise_norm(module: nn.Module) -> None:
-    """Statistics of batch norms, frozen ones as well, and the shifts of all norms."""
-    state = {name: getattr(module, name, None) for name in ("running_mean", "running_var", "bias")}
-    if isinstance(state["running_mean"], Tensor) and isinstance(state["running_var"], Tensor):
-        nn.init.normal_(state["running_mean"], std=0.1)
-        nn.init.uniform_(state["running_var"], 0.5, 1.5)
-    if "norm" in type(module).__name__.lower() and isinstance(state["bias"], Tensor):
-        nn.init.normal_(state["bias"])
+    """The statistics of batch norms, and the shifts of all norms."""
+    if _has_statistics(module):
+        _randomise_statistics(module)
+    bias = getattr(module, "bias", None)
+    if "norm" in type(module).__name__.lower() and isinstance(bias, Tensor):
+        nn.init.normal_(bias)
 
 
 def _randomise_weak(parameter: Tensor) -> None:

@@ -7,11 +7,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,7 @@ class RuleError(RuntimeError):
     """A rule met something that its author did not think of: never the user's fault."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One operator of a run: what a cut network has to do likewise."""
 
     operator: str
@@ -184,7 +183,7 @@ class Watcher(TorchDispatchMode):
         except Exception as error:
             raise RuleError(f"the rule for {place} failed, which is a bug of hfp: {first_line(error)}") from error
         if len(self.ledger.pins) > pins:
-            place = replace(place, line=source_line())
+            place = place._replace(line=source_line())
             self.ledger.pins[pins:] = [replace(pin, place=place) for pin in self.ledger.pins[pins:]]
         if counted and len(self.ledger.macs) == macs:  # a matrix product without a rule: a constant
             flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
@@ -269,8 +268,13 @@ def line_of(error: Exception) -> str:
     return f"{Path(own[-1][0].f_code.co_filename).name}:{own[-1][1]}" if own else ""
 
 
+@cache
+def _is_library_file(name: str) -> bool:
+    return name.startswith((_OWN, _TORCH, "<"))
+
+
 def _is_library(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith((_OWN, _TORCH, "<"))
+    return _is_library_file(frame.f_code.co_filename)
 
 
 def _users_frame() -> FrameType | None:

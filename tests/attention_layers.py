@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -318,6 +319,21 @@ def encoder_layer() -> Net:
 def encoder_layer_normed_first() -> Net:
     layer = packed_layer(nn.TransformerEncoderLayer, norm_first=True, activation="gelu")
     return beside(lambda net, x: net.mix(x), mix=layer)
+
+
+@specimen(shapes=TOKENS)
+def encoder_with_padding() -> Net:
+    """PyTorch's own encoder makes nested tensors of such inputs, in evaluation mode."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        padding = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        padding[:, -1:] = True
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*nested tensors is in prototype")
+            return net.mix(x, src_key_padding_mask=padding).masked_fill(padding[..., None], 0.0)
+
+    layer = nn.TransformerEncoderLayer(12, 4, 10, 0.0, batch_first=True)  # nested only where heads are even
+    return beside(run, mix=nn.TransformerEncoder(layer, 2))
 
 
 @specimen(shapes=TOKENS, least=FEED_FORWARD)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from specimen import Net, between, conv, parameter, registry
 from torch import Tensor, nn
 
@@ -375,3 +376,91 @@ if importlib.util.find_spec("einops"):
     def channels_split_by_einops() -> nn.Module:
         split = Rearrange("b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
         return nn.Sequential(conv(3, 24), nn.BatchNorm2d(24), split, conv(6, 4))
+
+
+# ---------------------------------------------------------------------------------------------- written by index
+
+
+def edges() -> tuple[Tensor, Tensor]:
+    return torch.tensor([0, 1, 2, 3, 4, 0, 2]), torch.tensor([1, 2, 0, 4, 3, 3, 3])
+
+
+def messages(add: Any) -> Net:
+    """A graph network: nodes (5, C) send along edges, what arrives is summed."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = net.a(x).relu()
+        sent = net.b(torch.cat([x[net.source], x[net.target]], 1)).relu()
+        return net.c(torch.cat([x, add(sent, net.target, len(x))], 1))
+
+    net = Net(run, a=nn.Linear(3, 6), b=nn.Linear(12, 8), c=nn.Linear(14, 4))
+    for name, nodes in zip(("source", "target"), edges(), strict=True):
+        net.register_buffer(name, nodes)
+    return net
+
+
+@specimen(shapes=((5, 3),), least="a b b.weight/1 c.weight/1")
+def messages_by_scatter_add() -> Net:
+    def add(sent: Tensor, target: Tensor, nodes: int) -> Tensor:
+        return sent.new_zeros(nodes, sent.shape[1]).scatter_add(0, target[:, None].expand_as(sent), sent)
+
+    return messages(add)
+
+
+@specimen(shapes=((5, 3),), least="a b b.weight/1 c.weight/1")
+def messages_by_index_add() -> Net:
+    return messages(lambda sent, target, nodes: torch.zeros(nodes, sent.shape[1]).to(sent).index_add_(0, target, sent))
+
+
+@specimen(shapes=((5, 3),), least="a b b.weight/1 c.weight/1")
+def messages_by_scatter_reduce() -> Net:
+    def add(sent: Tensor, target: Tensor, nodes: int) -> Tensor:
+        where = target[:, None].expand(-1, sent.shape[1])
+        return torch.zeros(nodes, sent.shape[1]).to(sent).scatter_reduce_(0, where, sent, "amax", include_self=True)
+
+    return messages(add)
+
+
+@specimen(shapes=((5, 3),), least="a b.weight/1")
+def rows_filled_by_index() -> Net:
+    run = lambda net, x: net.b(net.a(x).index_fill(0, torch.tensor([1, 3], device=x.device), 2.0))  # noqa: E731
+    return Net(run, a=nn.Linear(3, 6), b=nn.Linear(6, 4))
+
+
+@specimen(shapes=((5, 3),))
+def channels_written_by_index() -> Net:
+    """The third channel, whichever that is."""
+    run = lambda net, x: net.b(net.a(x).index_add(1, torch.tensor([2], device=x.device), x[:, :1]))  # noqa: E731
+    return Net(run, a=nn.Linear(3, 6), b=nn.Linear(6, 4))
+
+
+@specimen(least="a d.weight/0 d.weight/1 c.weight/1")
+def deformable_convolution() -> Net:
+    run = lambda net, x: net.c(net.d(net.a(x), net.offset(x)))  # noqa: E731
+    deformed = torchvision.ops.DeformConv2d(6, 8, 3, padding=1)
+    return Net(run, a=conv(3, 6), offset=conv(3, 18), d=deformed, c=conv(8, 4))
+
+
+@specimen(least="a d.weight/0 d.weight/1 c.weight/1")
+def deformable_convolution_with_two_offsets_and_masks() -> Net:
+    """Half of the channels move by the one, half by the other."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        return net.c(net.d(h, net.offset(h), net.mask(h).sigmoid()))
+
+    deformed = torchvision.ops.DeformConv2d(6, 8, 3, padding=1, bias=False)
+    return Net(run, a=conv(3, 6), offset=conv(6, 36), mask=conv(6, 18), d=deformed, c=conv(8, 4))
+
+
+@specimen(least="c.weight/1")
+def deformable_convolution_in_groups() -> Net:
+    run = lambda net, x: net.c(net.e(net.d(net.a(x), net.offset(x))))  # noqa: E731
+    deformed = torchvision.ops.DeformConv2d(6, 8, 3, padding=1, groups=2)
+    return Net(run, a=conv(3, 6), offset=conv(3, 18), d=deformed, e=conv(8, 5), c=conv(5, 4))
+
+
+@specimen(shapes=([4, 5],), least="bag.weight/1 a a.weight/1 b.weight/1")
+def bag_of_words() -> Net:
+    run = lambda net, words: net.b(net.a(net.bag(words)).relu())  # noqa: E731
+    return Net(run, bag=nn.EmbeddingBag(10, 6, mode="mean"), a=nn.Linear(6, 8), b=nn.Linear(8, 4))

@@ -112,7 +112,8 @@ def test_no_target() -> None:
         (lambda: torch.compile(network()), "then compile: torch.compile(hfp.wrap(model._orig_mod, ...))"),
         (lambda: nn.DataParallel(network()), "DataParallel(hfp.wrap(model.module, ...))"),
         (lambda: network().requires_grad_(False), "are frozen, so it cannot recover; call model.requires_grad_(True)"),
-        (lambda: torch.jit.script(network()), "is a TorchScript module, whose operators cannot be watched"),
+        (lambda: torch.jit.script(network()), "the model is TorchScript, which has no Python code to follow"),
+        (lambda: nn.Sequential(torch.jit.script(network()), nn.ReLU()), "0 is TorchScript, which has no Python code"),
         (
             lambda: network().to("meta"),
             "is on the meta device and has no values to train; load them first: model.to_empty(",

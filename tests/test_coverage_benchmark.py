@@ -112,10 +112,10 @@ def task(made_up: Any) -> Any:
     return made_up.name, functools.partial(coverage.examine, made_up)
 
 
-def row_of(made_up: Any) -> dict[str, Any]:
-    limits = common.Limits(seconds=2, gb=common.used_by(os.getpid())[1] + 0.5)  # with what the tests have imported
+def row_of(made_up: Any, seconds: float = 30) -> dict[str, Any]:
+    limits = common.Limits(seconds, gb=common.used_by(os.getpid())[1] + 0.5)  # with what the tests have imported
     [(name, row)] = common.rows_of([task(made_up)], limits)
-    assert name == "it" and row["seconds"] < 30
+    assert name == "it"
     return row
 
 
@@ -124,7 +124,7 @@ def test_every_status(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     status, build, replaced, message = CASES[name]
     for attribute, value in replaced.items():
         monkeypatch.setattr(coverage, attribute, value)
-    row = row_of(network(build))
+    row = row_of(network(build), seconds=2 if name == "hangs" else 30)  # a busy machine fills memory slowly
     assert (row["status"], row.get("message", "")[: len(message)]) == (status, message)
     assert ("prunable_macs" in row) == (row["stage"] in ("compact", "check")), "what was found before stays in the row"
 

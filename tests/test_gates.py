@@ -6,9 +6,10 @@ import pytest
 import torch
 from promises import Gated, call, relative_difference
 from specimen import Specimen
-from torch import nn
+from torch import Tensor, nn
 from zoo import ZOO
 
+import hfp
 from hfp import gates, trace
 
 
@@ -80,3 +81,17 @@ def test_every_parameter_is_in_its_place_again_after_a_gated_forward(name: str) 
     call(gated, (specimen.inputs(), {}))
     after = dict(model.named_parameters(remove_duplicate=False))
     assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
+
+
+def test_keywords_of_any_name() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, *, position: Tensor, function: Tensor, model: Tensor, gates: Tensor) -> Tensor:
+            return self.b(self.a(position + function + model + gates).relu())
+
+    inputs = dict.fromkeys(("position", "function", "model", "gates"), torch.ones(2, 4))
+    net = hfp.wrap(Model(), inputs, target_params=0.6)
+    torch.testing.assert_close(net(**inputs), net.model(**inputs))

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hfp.methods import METHODS
+
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
@@ -41,6 +43,21 @@ def test_operators_and_modules_of_ones_own_are_pruned() -> None:
     rows, columns = small.weight.shape
     assert small.hfp_record.macs == 16 * columns + columns * rows + rows * 10 <= net.dense_macs / 2
     assert small.scale.factor.shape == (columns,) and rows < 24 and columns < 32
+
+
+def test_a_method_of_ones_own_prunes() -> None:
+    names: dict[str, Any] = {}
+    exec(BLOCKS[3], names)
+    weight = names["model"][0].weight.detach().flatten(1)
+    keep = names["small"].hfp_record.keep
+    spread = weight.square().mean(1).sqrt() / weight.abs().mean(1)
+    assert 0 < int(keep.sum()) <= 16 and bool(keep[spread.argmax()])
+    assert float(spread[keep].min()) >= float(spread[~keep].max())
+
+
+def test_the_readme_lists_every_method() -> None:
+    rows = re.findall(r"^\| `([a-z]+)` \| .*", README.read_text(), re.MULTILINE)
+    assert {*rows, "pag-rounds"} == set(METHODS)
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:

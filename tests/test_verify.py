@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import itertools
 import re
 import sys
@@ -19,7 +20,7 @@ from zoo import ZOO
 import hfp
 from hfp.rules import RULES
 from hfp.rules.movers import same
-from hfp.verify import Proof, random_keeps, randomise
+from hfp.verify import Proof, random_keeps, randomise, settle
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -227,3 +228,22 @@ def test_weights_are_made_to_matter() -> None:
             assert tensor.abs().max() > 0.01, name
             assert tensor.numel() == 1 or tensor.std() > 0.01, name
     assert 0.1 < model[2].weight.std() < 1
+
+
+def test_statistics_are_those_of_what_comes_in() -> None:
+    """Without that, the rounding of a deep network grows until it is all of the output; and a call alone sets them."""
+    torch.manual_seed(0)
+    layers = [(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(6)]
+    model = randomise(nn.Sequential(*itertools.chain(*layers))).eval()
+    for layer in model:
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data *= 30
+    x = torch.randn(4, 8, 16, 16)
+    assert model(x).abs().max() > 1e4
+    settle(model, lambda: model(x))
+    assert 0.5 < model[:-1](x).std() < 3
+    after = copy.deepcopy(model.state_dict())
+    model(2 * x)
+    assert all(torch.equal(value, after[name]) for name, value in model.state_dict().items())
+    settle(model, lambda: model(x[:0]))  # nothing comes in: the statistics stay
+    assert all(torch.equal(value, after[name]) for name, value in model.state_dict().items())

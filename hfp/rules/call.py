@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hfp.labels import Labels, Ledger, Place
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Call:
     """`func(*args, **kwargs) -> out`, with the labels of its tensors."""
 

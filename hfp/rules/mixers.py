@@ -129,6 +129,33 @@ def _transposed_groups(ledger: Ledger, call: Call) -> Labels:
     return _labels(call.out.dim(), {1: made})
 
 
+def deform_conv2d(ledger: Ledger, call: Call) -> Labels:
+    """`(input, weight, offset, mask, bias, ..., groups, offset_groups, use_mask)`, of torchvision.
+
+    Nothing that PyTorch's own counter knows: it comes to no multiply-adds here either.
+    """
+    x, weight, offset, mask, bias = call.args[:5]
+    groups, offset_groups = call.args[11:13]
+    read, made = call.ids(x, 1), call.ids(weight, 0)
+    for tensor in (offset, mask, x):
+        for axis, ids in enumerate(call.labels(tensor)):
+            if ids is not None and (tensor is not x or axis != 1):
+                ledger.pin(ids, "says where a convolution looks", call.place)
+    if groups > 1:
+        for ids in (read, made):
+            if ids is not None:
+                ledger.pin(ids, "is in a grouped deformable convolution", call.place)
+    else:
+        if read is not None and offset_groups > 1:  # each has as many channels
+            slots = read.reshape(offset_groups, -1)
+            ledger.tie(slots[:1], slots, call.place)
+        read_by(ledger, call, read, weight, call.ids(weight, 1))
+    if made is not None:
+        ledger.produced.append(made)
+    _add_bias(ledger, call, made, bias)
+    return _labels(call.out.dim(), {1: made})
+
+
 def _add_bias(ledger: Ledger, call: Call, made: Tensor | None, bias: Tensor) -> None:
     """Tie what is added to what was made."""
     if made is not None and bias.dim():
@@ -203,17 +230,19 @@ def _batch(ledger: Ledger, call: Call, a: Tensor, b: Tensor) -> Tensor | None:
 
 
 def embedding(ledger: Ledger, call: Call) -> Labels:
-    """`(weight, indices)`: every row may be looked up, so rows stay whole; the columns are channels of the output."""
+    """`(weight, indices)`, also bags of them: every row may be looked up, and stays; the columns make channels."""
     rows, columns = (call.ids(call.args[0], axis) for axis in (0, 1))
     if rows is not None:
         ledger.pin(rows, "is looked up by index", call.place)
     if columns is not None:
         ledger.produced.append(columns)
-    return _labels(call.out.dim(), {-1: columns})
+    out = call.out[0] if isinstance(call.out, tuple) else call.out
+    return _labels(out.dim(), {-1: columns})
 
 
 MIXERS: dict[str, Rule] = {
     "convolution": convolution,
+    "torchvision::deform_conv2d": deform_conv2d,
     **dict.fromkeys("mm bmm addmm baddbmm".split(), matmul),
-    "embedding": embedding,
+    **dict.fromkeys("embedding _embedding_bag _embedding_bag_forward_only".split(), embedding),
 }

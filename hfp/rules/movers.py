@@ -418,6 +418,15 @@ def along_one(ledger: Ledger, call: Call) -> Labels:
     return tuple(kept)
 
 
+def pack(ledger: Ledger, call: Call) -> Labels:
+    """`_pack_padded_sequence(input, lengths, batch_first)`: the axes of batch and time become one."""
+    labels = call.labels(call.args[0])
+    for ids in labels[:2]:
+        if ids is not None:
+            ledger.pin(ids, "is packed, as the time of a sequence", call.place)
+    return (None, *labels[2:]) if labels else ()
+
+
 _VIEWS = "view _unsafe_view reshape _reshape_alias"
 _SPLITS = "split split_with_sizes unsafe_split chunk"
 
@@ -454,4 +463,5 @@ MOVERS: dict[str, Rule] = {
     "index": index,
     "index_select": along_one,
     "gather": along_one,
+    "_pack_padded_sequence": pack,
 }

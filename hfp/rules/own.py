@@ -30,7 +30,7 @@ class OwnRuleError(ValueError):
     """A rule of the user's says something that cannot be."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class OwnCall(Call):
     """One call `func(*args, **kwargs) -> out` of an operator or module of yours, and what its rule can say of it.
 

@@ -61,6 +61,26 @@ def index_put(ledger: Ledger, call: Call) -> Labels:
     return tuple(found)
 
 
+def write_along_one(ledger: Ledger, call: Call) -> Labels:
+    """`index_add`, `scatter_add`, `(input, dim, index, source)`: the axis `dim` is looked up, others meet those of the
+    source, and of an index that has them."""
+    target = call.args[0]
+    if not target.dim():
+        return unknown(ledger, call)
+    looked = call.argument(1, "dim") % target.dim()
+    operands = [x for x in call.tensors() if x.dim() == target.dim()]
+    every = [call.labels(x) or (None,) * x.dim() for x in operands]
+    found: list[Tensor | None] = []
+    for axis in range(target.dim()):
+        extents = [labels[axis] for x, labels in zip(operands, every, strict=True) if x.shape[axis] > 1]
+        if axis == looked or len({x.shape[axis] for x in operands}) > 1:
+            _stays(ledger, call, *extents)
+            found.append(None)
+        else:
+            found.append(_met(ledger, call, extents))
+    return tuple(found)
+
+
 def _stays(ledger: Ledger, call: Call, *labels: Tensor | None) -> None:
     for ids in labels:
         if ids is not None:
@@ -111,4 +131,6 @@ POINTWISE: dict[str, Rule] = {
     **dict.fromkeys(FACTORIES, factory),
     **dict.fromkeys(UNIFORM, uniform),
     "index_put": index_put,
+    **dict.fromkeys("index_add index_copy index_fill scatter scatter_add".split(), write_along_one),
+    **dict.fromkeys("index_reduce scatter_reduce".split(), write_along_one),
 }

@@ -1,0 +1,55 @@
+"""Activation checkpointing under gates: what backward computes anew has to be gated as it was in the forward.
+
+`torch.utils.checkpoint` calls a part of a model a second time, during backward, when the gated weights no longer stand
+in for the model's own. The values that backward then takes for those of the forward would be others, without an error.
+PyTorch offers no hook for this, so two methods of its own are replaced when the first gated forward is about to run;
+outside of gated forwards they do what they did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+from torch.utils import checkpoint
+
+Function = Callable[..., Any]
+_alike: ContextVar[Callable[[Function], Function] | None] = ContextVar("alike", default=None)
+
+
+@contextmanager
+def recomputed(alike: Callable[[Function], Function]) -> Iterator[None]:
+    """While this lasts, what is handed to checkpoint as `function` is called within `alike(...)` in backward.
+
+    ValueError from a checkpoint with `use_reentrant=True`: it has a backward pass of its own, behind the gates' back.
+    """
+    _replace()
+    token = _alike.set(alike)
+    try:
+        yield
+    finally:
+        _alike.reset(token)
+
+
+@cache
+def _replace() -> None:
+    frame, function = checkpoint._CheckpointFrame, checkpoint.CheckpointFunction
+    plain, reentrant = frame.__init__, function.forward
+
+    def init(self: Any, part: Function, *args: Any, **kwargs: Any) -> None:
+        alike = _alike.get()
+        plain(self, part if alike is None else alike(part), *args, **kwargs)
+
+    def forward(*args: Any) -> Any:
+        if _alike.get() is not None:
+            raise ValueError(
+                "torch.utils.checkpoint with use_reentrant=True cannot train gates; "
+                "call checkpoint(..., use_reentrant=False), which PyTorch recommends"
+            )
+        return reentrant(*args)
+
+    frame.__init__ = init  # type: ignore[assignment, method-assign]
+    function.forward = staticmethod(forward)  # type: ignore[method-assign]

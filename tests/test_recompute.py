@@ -1,0 +1,88 @@
+"""Activation checkpointing changes no gradient of a gated network, or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from specimen import Net
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+import hfp
+
+Part = Callable[[Any, Tensor], Tensor]
+
+
+def convolutions(net: Any, x: Tensor) -> Tensor:
+    return net.b(F.relu(net.norm(net.a(x))))
+
+
+def over_channels(net: Any, x: Tensor) -> Tensor:
+    """Functions that have removed channels hidden from them, of which a layer norm is taken apart."""
+    x = F.layer_norm(convolutions(net, x).movedim(1, -1), (12,)).softmax(-1)
+    return F.layer_norm(x, (12,)).movedim(-1, 1)
+
+
+def with_dropout(net: Any, x: Tensor) -> Tensor:
+    return F.dropout(over_channels(net, x), 0.3)
+
+
+def nested(net: Any, x: Tensor) -> Tensor:
+    return over_channels(net, x) + checkpoint(over_channels, net, x, use_reentrant=False)
+
+
+def sequential(net: Any, x: Tensor) -> Tensor:
+    return checkpoint_sequential(nn.Sequential(net.a, nn.ReLU(), net.b), 2, x, use_reentrant=False)
+
+
+def plainly(part: Part, net: Any, x: Tensor, **_: Any) -> Tensor:
+    return part(net, x)
+
+
+def trained(part: Part, checkpointed: Callable[..., Tensor], **options: Any) -> dict[str, Tensor | None]:
+    """Gradients of weights and gates, when some channels are gone."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = F.layer_norm(net.first(x).movedim(1, -1), (8,)).movedim(-1, 1)  # the same function before and after
+        x = checkpointed(part, net, x, **options)
+        return net.last(F.layer_norm(x.movedim(1, -1), (12,)).mean((1, 2)))
+
+    torch.manual_seed(0)
+    layers = {"first": nn.Conv2d(3, 8, 3), "a": nn.Conv2d(8, 8, 3), "norm": nn.BatchNorm2d(8), "b": nn.Conv2d(8, 12, 3)}
+    net = hfp.wrap(Net(run, **layers, last=nn.Linear(12, 4)), torch.randn(1, 3, 12, 12), target_macs=0.4, steps=1)
+    net.complexity_loss()
+    x, y = torch.randn(4, 3, 12, 12), torch.randn(4, 4)
+    torch.manual_seed(1)
+    F.mse_loss(net(x), y).backward()
+    return {name: parameter.grad for name, parameter in net.named_parameters()}
+
+
+@pytest.mark.parametrize("part", [convolutions, over_channels, with_dropout, nested, sequential])
+def test_gradients_are_those_without_it(part: Part) -> None:
+    expected, found = trained(part, plainly), trained(part, checkpoint, use_reentrant=False)
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_has_a_backward_pass_of_its_own_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"use_reentrant=True cannot train gates; call checkpoint\(.*False\)"):
+        trained(convolutions, checkpoint, use_reentrant=True)
+
+
+def test_without_gates_checkpoint_is_what_it_was() -> None:
+    trained(convolutions, checkpoint, use_reentrant=False)
+    layer = nn.Linear(3, 3)
+    x = torch.randn(2, 3, requires_grad=True)
+    expected = torch.autograd.grad(layer(x).sum(), layer.weight)[0]
+    for reentrant in (True, False):
+        layer.zero_grad()
+        checkpoint(layer, x, use_reentrant=reentrant).sum().backward()
+        torch.testing.assert_close(layer.weight.grad, expected)
+    with torch.no_grad():
+        checkpoint(layer, x, use_reentrant=False)
