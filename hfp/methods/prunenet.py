@@ -11,7 +11,8 @@ schedule the weights and the statistics of norms stand still, and a scalar s = 1
 where the variance of channel c, for a layer that reads x with the weights w, is ||w_c||^2 Var(x_c): little variance,
 much pressure (as in the adaptive lasso, Zou 2006). The strength is such that with no resistance of the task a channel
 of typical variance would be closed at the end of the step. The channels with the lowest scalars go; the scalars
-themselves go too: the weights that stay are those of the pretrained network.
+themselves go too: the weights that stay are those of the pretrained network. While the weights stand still they get no
+gradient, which DistributedDataParallel has to be told: find_unused_parameters=True.
 """
 
 from __future__ import annotations
