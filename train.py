@@ -15,7 +15,7 @@ import copy
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -32,9 +32,12 @@ from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import Config, open_run
 from hfp.ptflops_check import measured
 
+Pruned = tuple[hfp.GatedModel | None, torch.optim.Optimizer | None]
+PrunePhase = Callable[[Lab, nn.Module], Pruned]
 
-def experiment(run: RunFolder) -> dict[str, Any]:
-    """The whole run, from where it stands; what result.json holds."""
+
+def experiment(run: RunFolder, prune: PrunePhase | None = None) -> dict[str, Any]:
+    """The whole run, from where it stands; what result.json holds. `prune` takes the place of `prune_phase`."""
     with report.Display() as display:
         lab = set_up(run, display)
         baseline = dense_phase(lab)
@@ -42,7 +45,7 @@ def experiment(run: RunFolder) -> dict[str, Any]:
             lab.recipe = dataclasses.replace(lab.recipe, teacher=copy.deepcopy(baseline).eval().requires_grad_(False))
         if lab.config.control:
             untouched = copy.deepcopy(baseline)
-        net, optimizer = prune_phase(lab, baseline)
+        net, optimizer = (prune or prune_phase)(lab, baseline)
         small = finetune_phase(lab, net, optimizer)
         if lab.config.control:
             control_phase(lab, untouched, small)
@@ -109,7 +112,7 @@ def dense_phase(lab: Lab) -> nn.Module:
     return net
 
 
-def prune_phase(lab: Lab, baseline: nn.Module) -> tuple[hfp.GatedModel | None, torch.optim.Optimizer | None]:
+def prune_phase(lab: Lab, baseline: nn.Module) -> Pruned:
     """Train the network and its gates; `baseline` is trained in place. (None, None) if the run is beyond this phase."""
     config, run = lab.config, lab.run
     if run.passed("prune"):
@@ -251,7 +254,7 @@ def sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, experiment: Callable[[RunFolder], dict[str, Any]] = experiment) -> int:
     """Exit codes: 0 done, 1 a file could not be written, 2 bad settings or data, 130 Ctrl-C, 143 SIGTERM."""
     run = None
     try:

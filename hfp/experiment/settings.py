@@ -70,7 +70,7 @@ class Config:
         "macs", "whose multiply-adds: PyTorch's FlopCounterMode, or the ones ptflops prints", "what to reach",
         choices=("macs", "ptflops"),
     )  # fmt: skip
-    method: str = option("hfp", "the pruning method", "what to reach", choices=tuple(METHODS))
+    method: str = option("hfp", "the pruning method", "what to reach", choices=METHODS)
 
     dataset: str = option("digits", "what to train on", "network and data", choices=data.NAMES)
     data_dir: str = option("data", "where the data set is, or is downloaded to", "network and data", metavar="DIR")
