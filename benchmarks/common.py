@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import torch
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+ENGINE = HERE.parent / "hfp"
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
 
@@ -36,6 +38,14 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def engine() -> str:
+    """A hash of hfp's source code: a row stands for the code that made it."""
+    digest = hashlib.sha256()
+    for path in sorted(ENGINE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _processor() -> str:

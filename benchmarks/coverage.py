@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import math
 import re
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, Limits, Row, Tell, machine, rows_of, seconds, write_json
+from common import ENGINE, RESULTS, Limits, Row, Tell, engine, machine, rows_of, seconds, write_json
 from double import doubled
 from networks import LIBRARIES, Arguments, Network
 from promises import Gated, call, leaves, measured, predicted, random_keep, relative_difference
@@ -42,7 +41,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-import hfp
 from hfp import trace
 from hfp.channels import ChannelTable
 from hfp.inputs import placed
@@ -53,7 +51,6 @@ DENSITIES = (0.2, 0.5, 0.8)
 TOLERANCE = 1e-5
 DOUBLE_TOLERANCE = 1e-6  # some networks compute a part of theirs in float32, whatever the type of their weights
 ENOUGH = 0.6  # share of the multiply-adds that is to be prunable
-ENGINE = Path(hfp.__file__).parent
 STATUSES = ("held", "refused", "wrong", "crashed", "timeout", "memory", "unavailable")
 
 
@@ -272,14 +269,6 @@ def summary(library: str, rows: dict[str, Row]) -> str:
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
-
-
-def engine() -> str:
-    """A hash of hfp's source code: a row stands for the code that made it."""
-    digest = hashlib.sha256()
-    for path in sorted(ENGINE.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:

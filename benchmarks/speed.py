@@ -5,13 +5,15 @@ building its pruner and taking one step at a ratio of one half, in turns A B A B
 `scale`: the time of `hfp.trace` against the number of operators, on models without weights, and its peak of memory.
 
 All times are CPU seconds of one thread, so that a busy machine disturbs little. Every network has a process of its own,
-which is ended when it takes too long or too much memory (Linux only). `--output FILE` writes the rows as JSON.
+which is ended when it takes too long or too much memory (Linux only). `--output FILE` writes the rows as JSON; those of
+`peers` one by one, and where the file has rows of the same code and versions, it goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import multiprocessing
 import os
 import re
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, write_json
+from common import engine, machine, write_json
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -306,16 +308,24 @@ def show_peers(rows: dict[str, Any], figures: dict[str, Any]) -> None:
 
 
 def peers(options: argparse.Namespace) -> dict[str, Any]:
-    rows: dict[str, Any] = {}
+    """Row by row, each saved as soon as it is there; goes on from rows that the same code and versions have made."""
+    versions = {name: _version(name) for name in ("torch", "torchvision", "torch_pruning")}
+    made_by = {"engine": engine(), "versions": versions, "rounds": options.rounds}
+    known = json.loads(options.output.read_text()) if options.output and options.output.exists() else {}
+    rows: dict[str, Any] = known["networks"] if all(known.get(key) == made_by[key] for key in made_by) else {}
+    limits = {"limit": options.limit, "memory": options.memory}
     for network in torchvision_networks():
-        if re.search(options.only, network.name):
-            limits = {"limit": options.limit, "memory": options.memory}
+        if network.name not in rows and re.search(options.only, network.name):
             rows[network.name] = row_of(network, in_a_process(in_turns, network, options.rounds, **limits))
             print(network.name, rows[network.name], flush=True)
-    figures = summary(rows)
-    show_peers(rows, figures)
-    versions = {"torchvision": _version("torchvision"), "torch_pruning": _version("torch-pruning")}
-    return {"versions": versions, "rounds": options.rounds, "summary": figures, "networks": rows}
+            save(options.output, {**made_by, "summary": summary(rows), "networks": rows})
+    show_peers(rows, summary(rows))
+    return {**made_by, "summary": summary(rows), "networks": rows}
+
+
+def save(output: Path | None, result: dict[str, Any]) -> None:
+    if output:
+        write_json(output, {"machine": machine(), **result})
 
 
 def _version(package: str) -> str | None:
@@ -439,8 +449,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     result = peers(options) if options.what == "peers" else scale(options)
-    if options.output:
-        write_json(options.output, {"machine": machine(), **result})
+    save(options.output, result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ in cost, and at least one of them always stays.
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -119,16 +118,10 @@ def build_table(ledger: Ledger, operands: list[Operand], parameters: list[str], 
     count, products = numbering.channels, numbering.products
     of = torch.cat([numbering.of, torch.tensor([FIXED, FIXED])])  # ANY and FIXED look up the last two entries
     row = _in_a_row(ledger, of)
-    axes = row.by_name(ledger)
     free = row.prunable()
+    readers = [(name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims)]
     # By identity, since the ids live as long as the ledger: most axes that are counted are those of a tensor.
-    known = {
-        id(ids): Factor(len(ids), _EMPTY, _EMPTY)
-        for name, own in ledger.axes.items()
-        for dim, ids in enumerate(own)
-        if (name, dim) not in free
-    }
-
+    known = {key: Factor(row.lengths[n], _EMPTY, _EMPTY) for key, n in row.number.items() if n not in free}
     alike: dict[bytes, Factor] = {}
 
     def factor(ids: Tensor) -> Factor:
@@ -144,13 +137,11 @@ def build_table(ledger: Ledger, operands: list[Operand], parameters: list[str], 
     hidden = [replace(operand, channels=of[operand.channels]) for operand in operands]
     attributes = {where: of[ids] for where, ids in ledger.attributes.items()}
     return ChannelTable(
-        axes=axes,
+        axes=row.by_name(ledger),
         products=products,
         groups=_groups(row, count, products, of[torch.cat([_EMPTY, *ledger.wide])]),
         pinned=_pinned(row, ledger, numbering),
-        readers=tuple(
-            (name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims) if (name, dim) in free
-        ),
+        readers=tuple((name, dim) for name, dim in readers if row.number[id(ledger.axes[name][dim])] in free),
         operands=tuple(operand for operand in hidden if prunable(operand.channels)),
         attributes={where: channels for where, channels in attributes.items() if prunable(channels)},
         macs=cost((term.coefficient, term.factors) for term in ledger.macs),
@@ -167,40 +158,50 @@ _EMPTY = torch.empty(0, dtype=torch.long)
 
 @dataclass(frozen=True)
 class _Row:
-    """The axes of all tensors, one behind the other."""
+    """The axes of all tensors, one behind the other; those that have the same ids, as a weight and its bias, once."""
 
-    places: list[tuple[str, int]]
-    """(tensor, dim) of each axis."""
+    number: dict[int, int]
+    """By the identity of the ids: the number of their axis."""
+    places: list[list[tuple[int, str, int]]]
+    """Of each axis the places where it is: (place in the order of the model, tensor, dim)."""
     lengths: list[int]
-    place: Tensor
+    axis: Tensor
     """(indices,) the number of the axis that an index is on."""
     ids: Tensor
     channels: Tensor
 
     def by_name(self, ledger: Ledger) -> dict[str, tuple[Tensor, ...]]:
-        parts = iter(self.channels.split(self.lengths))
-        return {name: tuple(itertools.islice(parts, len(ids))) for name, ids in ledger.axes.items()}
+        vectors = self.channels.split(self.lengths)
+        return {name: tuple(vectors[self.number[id(ids)]] for ids in own) for name, own in ledger.axes.items()}
 
-    def prunable(self) -> set[tuple[str, int]]:
-        """The places where any index can be removed."""
-        return {self.places[number] for number in self.place[self.channels != FIXED].unique_consecutive().tolist()}
+    def prunable(self) -> set[int]:
+        """The axes on which any index can be removed."""
+        return set(self.axis[self.channels != FIXED].unique_consecutive().tolist())
 
 
 def _in_a_row(ledger: Ledger, of: Tensor) -> _Row:
-    vectors = [vector for ids in ledger.axes.values() for vector in ids]
-    places = [(name, dim) for name, ids in ledger.axes.items() for dim in range(len(ids))]
+    number: dict[int, int] = {}
+    vectors: list[Tensor] = []
+    places: list[list[tuple[int, str, int]]] = []
+    every = ((name, dim, ids) for name, own in ledger.axes.items() for dim, ids in enumerate(own))
+    for place, (name, dim, ids) in enumerate(every):
+        if number.setdefault(id(ids), len(vectors)) == len(vectors):
+            vectors.append(ids)
+            places.append([])
+        places[number[id(ids)]].append((place, name, dim))
     lengths = [len(vector) for vector in vectors]
-    ids = torch.cat([_EMPTY, *vectors])
-    return _Row(places, lengths, torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long)), ids, of[ids])
+    row = torch.cat([_EMPTY, *vectors])
+    axis = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long))
+    return _Row(number, places, lengths, axis, row, of[row])
 
 
 def _groups(row: _Row, count: int, products: Tensor, wide: Tensor) -> tuple[Group, ...]:
     """Channels with the same places, and the same partners in products, in the order of their first channel."""
     here = row.channels != FIXED
-    place, number = row.place[here], row.channels[here]
-    # Equal sums of random numbers of the places, 128 bits of them, mean equal sizes in all places.
+    axis, number = row.axis[here], row.channels[here]
+    # Equal sums of random numbers of the axes, 128 bits of them, mean equal sizes in all places.
     random = torch.randint(-(2**62), 2**62, (len(row.places), 2), generator=torch.Generator().manual_seed(0))
-    sums = torch.zeros(count + len(products), 2, dtype=torch.long).index_add_(0, number, random[place])
+    sums = torch.zeros(count + len(products), 2, dtype=torch.long).index_add_(0, number, random[axis])
     signature = with_products(sums, count, products)
     if len(products):
         together = sums[count:] + torch.cat([signature, signature.new_zeros(1, 2)])[products].sum(1)
@@ -209,16 +210,19 @@ def _groups(row: _Row, count: int, products: Tensor, wide: Tensor) -> tuple[Grou
     same = _apart(_equal_rows(signature), count, products)
     lonely = torch.zeros(count + 1, dtype=torch.bool)  # the last entry is for FIXED
     lonely[wide.clamp_max(count)] = True
-    sizes = _sizes([int(channels[0]) for channels in same], place, number, count, products)
-    return tuple(
-        Group(
-            channels,
-            members=tuple(row.places[number] for number in sorted(mine)),
-            sizes=tuple(mine[number] for number in sorted(mine)),
-            least=2 if len(channels) > 1 and bool(lonely[channels].any()) else 1,
+    sizes = _sizes([int(channels[0]) for channels in same], axis, number, count, products)
+    groups = []
+    for channels, mine in zip(same, sizes, strict=True):
+        places = sorted((*place, size) for number, size in mine.items() for place in row.places[number])
+        groups.append(
+            Group(
+                channels,
+                members=tuple((name, dim) for _, name, dim, _ in places),
+                sizes=tuple(size for *_, size in places),
+                least=2 if len(channels) > 1 and bool(lonely[channels].any()) else 1,
+            )
         )
-        for channels, mine in zip(same, sizes, strict=True)
-    )
+    return tuple(groups)
 
 
 def _apart(groups: list[Tensor], count: int, products: Tensor) -> list[Tensor]:
@@ -247,8 +251,8 @@ def _equal_rows(rows: Tensor) -> list[Tensor]:
     return sorted(parts, key=lambda part: int(part[0]))
 
 
-def _sizes(channels: list[int], place: Tensor, number: Tensor, count: int, products: Tensor) -> list[Counter[int]]:
-    """For each of `channels`: place -> how many of its indices the channel takes up, alone and in products."""
+def _sizes(channels: list[int], axis: Tensor, number: Tensor, count: int, products: Tensor) -> list[Counter[int]]:
+    """For each of `channels`: axis -> how many of its indices the channel takes up, alone and in products."""
     factors = torch.full((count + len(products), max(products.shape[1], 1)), FIXED)  # of every number
     factors[:count, 0] = torch.arange(count)
     factors[count:, : products.shape[1]] = products
@@ -258,7 +262,7 @@ def _sizes(channels: list[int], place: Tensor, number: Tensor, count: int, produ
     for column in asked[factors].unbind(1):
         rows = column[number]
         here = rows != FIXED
-        for row, where in zip(rows[here].tolist(), place[here].tolist(), strict=True):
+        for row, where in zip(rows[here].tolist(), axis[here].tolist(), strict=True):
             sizes[row][where] += 1
     return sizes
 
@@ -279,14 +283,10 @@ def _pinned(row: _Row, ledger: Ledger, numbering: Numbering) -> tuple[Pinned, ..
     whole = torch.zeros(ledger.size, dtype=torch.bool)
     whole[torch.cat([_EMPTY, *ledger.produced])] = True
     whole &= numbering.of == FIXED
-    owners: dict[int, int] = {}
-    vectors = (vector for ids in ledger.axes.values() for vector in ids)
-    told = [owners.setdefault(id(ids), place) == place for place, ids in enumerate(vectors)]
-    first = torch.tensor(told, dtype=torch.bool)
-    here = whole[row.ids] & first[row.place]
-    pairs, kind = unique_rows(torch.stack([row.place, numbering.why[row.ids]], 1)[here])
+    here = whole[row.ids]
+    pairs, kind = unique_rows(torch.stack([row.axis[here], numbering.why[row.ids[here]]], 1))
     found = []
-    for (place, number), times in zip(pairs.tolist(), kind.bincount().tolist(), strict=True):
-        (name, dim), pin = row.places[place], numbering.pins[number]
+    for (axis, number), times in zip(pairs.tolist(), kind.bincount().tolist(), strict=True):
+        (_, name, dim), pin = row.places[axis][0], numbering.pins[number]
         found.append(Pinned(name, dim, times, pin.reason, pin.place))
     return tuple(found)

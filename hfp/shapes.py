@@ -6,7 +6,7 @@ of a run. Here are the plainest cases of a few; all others, and every error, are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,11 +58,17 @@ def _larger(x: Tensor, y: Any, *_: Any) -> Tensor | None:
     return x if together == x.shape else y if together == y.shape else None
 
 
-def _broadcast(a: torch.Size, b: torch.Size) -> torch.Size | None:
-    try:
-        return torch.broadcast_shapes(a, b)
-    except RuntimeError:
+def _broadcast(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
+    if len(a) < len(b):
+        a, b = b, a
+    rest = len(a) - len(b)
+    if any(n != m and n != 1 and m != 1 for n, m in zip(a[rest:], b, strict=True)):
         return None
+    return (*a[:rest], *(m if n == 1 else n for n, m in zip(a[rest:], b, strict=True)))
+
+
+def _power(x: Tensor, exponent: Any) -> Tensor | None:
+    return _like(x) if isinstance(exponent, (int, float)) else None
 
 
 def _both(x: Tensor, y: Any, *_: Any) -> Tensor | None:
@@ -132,7 +138,7 @@ def _convolution(
     return x.new_empty((x.shape[0], made, *grid)) if min(grid) > 0 else None
 
 
-_UNARY = "elu gelu hardsigmoid hardswish hardtanh leaky_relu relu sigmoid silu softplus tanh".split()
+_UNARY = "elu exp gelu hardsigmoid hardswish hardtanh leaky_relu relu rsqrt sigmoid silu softplus sqrt tanh".split()
 _BINARY = "add sub mul div".split()
 
 _PLAIN: dict[Any, Callable[..., Any]] = {
@@ -144,6 +150,7 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, name).Scalar: _both for name in _BINARY},
     aten.native_batch_norm.default: _batch_norm,
     aten.addmm.default: _addmm,
+    aten.pow.Tensor_Scalar: _power,
     aten.convolution.default: _convolution,
     aten.mean.dim: _mean,
     aten.cat.default: _cat,

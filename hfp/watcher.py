@@ -163,8 +163,8 @@ class Watcher(TorchDispatchMode):
 
     def _as_wide(self, made: list[Tensor]) -> bool:
         """Whether any length of these tensors, which are made from numbers, could be one of channels."""
-        widths = {len(ids) for axes in self.ledger.axes.values() for ids in axes}
-        return any(length in widths for x in made for length in x.shape if length > 1)
+        lengths = {length for x in made for length in x.shape if length > 1}
+        return bool(lengths) and any(len(ids) in lengths for axes in self.ledger.axes.values() for ids in axes)
 
     def _apply(self, func: Any, args: Any, kwargs: Any, out: Any, place: Place, counted: bool) -> Place:
         """Let the rule of the operator speak; its place, with the source line if it pinned something."""

@@ -62,7 +62,7 @@ def arguments(func: Any, generator: random.Random) -> tuple[Any, ...]:
         return x, generator.randint(-2, 2), False
     if name == "_safe_softmax":
         return x, generator.randint(-2, 2)
-    if func._overloadname == "Scalar":
+    if func._overloadname in ("Scalar", "Tensor_Scalar"):
         return x, generator.choice([2, 0.5, True])
     if func._overloadname == "Tensor":
         return x, strided(generator, *generator.choice([list(x.shape), some(generator, 2), [1, *x.shape[1:]]]))

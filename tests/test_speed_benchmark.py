@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,3 +98,26 @@ def test_the_summary_counts_a_failure_of_ours_as_slower() -> None:
     assert figures["networks"] == 3 and figures["hfp_can"] == 2 and figures["peer_can"] == 2
     assert figures["as_fast_or_faster"] == 1 and figures["median_ratio"] == 1.5
     assert list(figures["slowest"]) == ["1", "0"]
+
+
+def test_a_run_that_is_ended_early_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names: list[str] = []
+
+    def measured(_: Any, network: Any, *rest: Any, **limits: Any) -> Iterator[tuple[str, Any]]:
+        names.append(network.name)
+        if names == ["a", "b"]:
+            raise KeyboardInterrupt
+        return iter([("hfp", {"trace": 1.0, "keep": 0.5, "compact": 0.5}), ("peer", {"construct": 2.0, "step": 4.0})])
+
+    monkeypatch.setattr(speed, "torchvision_networks", lambda: [Small(name) for name in "abc"])
+    monkeypatch.setattr(speed, "in_a_process", measured)
+    options = Namespace(output=tmp_path / "peers.json", only="", rounds=1, limit=1.0, memory=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        speed.peers(options)
+    saved = json.loads(options.output.read_text())
+    assert list(saved["networks"]) == ["a"] and saved["summary"]["median_ratio"] == 3.0
+    assert speed.peers(options)["summary"]["networks"] == 3
+    assert names == ["a", "b", "b", "c"]
+    monkeypatch.setattr(speed, "engine", lambda: "another")
+    speed.peers(options)
+    assert names[4:] == ["a", "b", "c"], "rows of other code say nothing"

@@ -28,9 +28,10 @@ def filter_sizes(model: nn.Module, table: ChannelTable, size: Callable[[Tensor],
     """
 
     def filters() -> Iterable[tuple[Tensor, Tensor, int]]:
+        readers = set(table.readers)
         for name, tensor in Names.of(model).tensors.items():
             for dim, vector in enumerate(table.axes[name]):
-                if tensor.dim() > 1 and (name, dim) not in table.readers and prunable(vector):
+                if tensor.dim() > 1 and (name, dim) not in readers and prunable(vector):
                     yield vector, _sums(size(tensor.detach()), dim), tensor.numel() // len(vector)
 
     return channel_means(table, filters())[0]
