@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -30,12 +30,24 @@ class Group:
 
     channels: Tensor
     """Their numbers, ascending."""
-    members: tuple[tuple[str, int], ...]
-    """(tensor name, dim) of every place, in the order of the model."""
-    sizes: tuple[int, ...]
-    """How many indices one channel takes up in each place (49 for a linear layer behind a 7x7 map, say)."""
-    least: int = 1
+    least: int
     """How many always stay: 2 where a squeeze in the model's code would swallow an axis of length 1."""
+    standing: tuple[tuple[Sequence[tuple[int, str, int]], int], ...]
+    """(places, each with its number in the model, its tensor and dim; how many indices a channel takes up there)."""
+
+    @cached_property
+    def members(self) -> tuple[tuple[str, int], ...]:
+        """(tensor name, dim) of every place, in the order of the model."""
+        return tuple((name, dim) for _, name, dim, _ in self._places)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """How many indices one channel takes up in each place (49 for a linear layer behind a 7x7 map, say)."""
+        return tuple(size for *_, size in self._places)
+
+    @cached_property
+    def _places(self) -> list[tuple[int, str, int, int]]:
+        return sorted((*place, size) for places, size in self.standing for place in places)
 
     @property
     def width(self) -> int:
@@ -197,11 +209,12 @@ def _in_a_row(ledger: Ledger, of: Tensor) -> _Row:
 
 def _groups(row: _Row, count: int, products: Tensor, wide: Tensor) -> tuple[Group, ...]:
     """Channels with the same places, and the same partners in products, in the order of their first channel."""
-    here = row.channels != FIXED
+    here = (row.channels != FIXED).nonzero().flatten()
     axis, number = row.axis[here], row.channels[here]
     # Equal sums of random numbers of the axes, 128 bits of them, mean equal sizes in all places.
-    random = torch.randint(-(2**62), 2**62, (len(row.places), 2), generator=torch.Generator().manual_seed(0))
-    sums = torch.zeros(count + len(products), 2, dtype=torch.long).index_add_(0, number, random[axis])
+    random = torch.randint(-(2**62), 2**62, (2, len(row.places)), generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros(count + len(products), dtype=torch.long)
+    sums = torch.stack([zeros.index_add(0, number, half[axis]) for half in random], 1)  # a column at a time is quicker
     signature = with_products(sums, count, products)
     if len(products):
         together = sums[count:] + torch.cat([signature, signature.new_zeros(1, 2)])[products].sum(1)
@@ -211,18 +224,14 @@ def _groups(row: _Row, count: int, products: Tensor, wide: Tensor) -> tuple[Grou
     lonely = torch.zeros(count + 1, dtype=torch.bool)  # the last entry is for FIXED
     lonely[wide.clamp_max(count)] = True
     sizes = _sizes([int(channels[0]) for channels in same], axis, number, count, products)
-    groups = []
-    for channels, mine in zip(same, sizes, strict=True):
-        places = sorted((*place, size) for number, size in mine.items() for place in row.places[number])
-        groups.append(
-            Group(
-                channels,
-                members=tuple((name, dim) for _, name, dim, _ in places),
-                sizes=tuple(size for *_, size in places),
-                least=2 if len(channels) > 1 and bool(lonely[channels].any()) else 1,
-            )
+    return tuple(
+        Group(
+            channels,
+            least=2 if len(channels) > 1 and bool(lonely[channels].any()) else 1,
+            standing=tuple((row.places[number], size) for number, size in mine.items()),
         )
-    return tuple(groups)
+        for channels, mine in zip(same, sizes, strict=True)
+    )
 
 
 def _apart(groups: list[Tensor], count: int, products: Tensor) -> list[Tensor]:

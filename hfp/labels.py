@@ -223,13 +223,14 @@ def components(size: int, ties: Iterable[Tensor], root: Tensor | None = None) ->
         return root
     a, b = torch.cat(pairs, dim=1)
     while True:
-        low = torch.minimum(root[a], root[b])
-        best = root.scatter_reduce(0, torch.cat([root[a], root[b]]), torch.cat([low, low]), "amin")
-        while not torch.equal(shorter := best[best], best):  # every id jumps to the root of its root
-            best = shorter
-        if torch.equal(best, root):
+        a, b = root[a], root[b]
+        apart = a != b
+        if not bool(apart.any()):
             return root
-        root = best
+        a, b = a[apart], b[apart]
+        root = root.scatter_reduce(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+        while not torch.equal(shorter := root[root], root):  # every id jumps to the root of its root
+            root = shorter
 
 
 def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

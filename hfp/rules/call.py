@@ -52,7 +52,10 @@ def values_in(nested: Any) -> list[Any]:
 def _gather(value: Any, found: list[Any]) -> None:
     if isinstance(value, (tuple, list)):
         for entry in value:
-            _gather(entry, found)
+            if isinstance(entry, Tensor):
+                found.append(entry)
+            else:
+                _gather(entry, found)
     elif isinstance(value, dict):
         for entry in value.values():
             _gather(entry, found)
