@@ -30,7 +30,7 @@ def copied(model: Module, memo: dict[int, Any]) -> Module:
     plain = [module for module in model.modules() if id(module) not in memo and _is_plain(module)]
     for module in plain:  # all of them first, since they may hold each other
         memo[id(module)] = type(module).__new__(type(module))
-    for module in plain:
+    for module in reversed(plain):  # inner ones first: a module that copies itself may look at what it holds
         state = {name: _value(value, memo) for name, value in _STATE(module).items()}
         memo[id(module)].__setstate__(state)
     return copy.deepcopy(model, memo)

@@ -1,0 +1,91 @@
+"""A copy is what `copy.deepcopy` makes of a model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hfp.copies import copied
+
+
+class Holding(nn.Module):
+    """Holds all kinds of things, itself and a part of itself among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+        self.again = self.layer
+        self.register_buffer("kept", torch.ones(2))
+        self.register_buffer("lost", torch.zeros(2), persistent=False)
+        self.register_parameter("none", None)
+        self.lists: Any = [self.layer, {"a": (1, torch.ones(1))}, self]
+        self.names = ("a", "b")
+        self.odd = {1, 2}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class Reconstructed(nn.Module):
+    """Copies itself by a call of its class, which looks at what it is given (as torch.compile's modules do)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.width = inner.weight.shape[0]
+
+    def __reduce__(self) -> Any:
+        return Reconstructed, (self.inner,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class Copied(nn.Module):
+    """Says by itself what a copy is."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Copied:
+        twin = Copied()
+        twin.mark = "made by itself"
+        return twin
+
+
+def test_attributes_are_copied_and_identities_kept() -> None:
+    model = Holding()
+    twin = copied(model, {})
+    assert twin is not model and type(twin) is Holding
+    assert twin.layer is not model.layer and twin.again is twin.layer and twin.lists[0] is twin.layer
+    assert twin.lists[2] is twin and twin.lists[1] is not model.lists[1]
+    assert twin.names == model.names and twin.odd == model.odd and twin.odd is not model.odd
+    names = ["kept", "layer.weight", "layer.bias", "again.weight", "again.bias"]
+    assert list(twin.state_dict()) == list(copy.deepcopy(model).state_dict()) == names
+    assert list(vars(twin)) == list(vars(model)) and twin.lost is not model.lost
+    twin.layer.weight.data.zero_()
+    assert model.layer.weight.any()
+
+
+def test_what_is_known_already_is_taken() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    weight = nn.Parameter(torch.zeros(1, 2))
+    assert copied(model, {id(model[0].weight): weight})[0].weight is weight
+
+
+def test_modules_that_copy_themselves_do() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), Reconstructed(nn.Linear(3, 4)), Copied())
+    twin = copied(model, {})
+    assert twin[1].width == 4 and twin[1].inner is not model[1].inner
+    assert torch.equal(twin[1].inner.weight, model[1].inner.weight)
+    assert twin[2].mark == "made by itself"
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_part() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), torch.compile(nn.Linear(3, 4), backend="eager"))
+    twin = copied(model, {})
+    x = torch.ones(1, 2)
+    torch.testing.assert_close(twin(x), model(x))
+    assert list(twin.state_dict()) == list(model.state_dict())
