@@ -11,7 +11,6 @@ trained yet mean nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,13 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
+from hfp import scaling
 from hfp.channels import ChannelTable
 from hfp.cut import Cut, keeps
 from hfp.functions import Functions
 from hfp.labels import ANY, FIXED, Labels, Place, prunable
 from hfp.operands import Operand
 from hfp.position import Position, Site
-from hfp.rules.call import base_name, values_in
+from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
 from hfp.surgery import get_size, resize, set_size
 from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
@@ -38,11 +38,6 @@ _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
 _COPIES = _IDLE | {"copy", "empty_like"}
 _ALWAYS = (SIZELESS - _COPIES) | set(MIXERS)
 """Arithmetic, and what is counted."""
-FACTORS = set("mul multiply div divide true_divide __mul__ __rmul__ __truediv__".split())
-"""Functions that scale their tensor by a number."""
-POWERS = (-0.5, 0.5, -1.0, 1.0, -0.25, 0.25, -2.0, 2.0)
-EXACT = 1e-9  # relative
-MANY = 64  # lengths
 _SAME_OPERATOR = {"_unsafe_view": "view", "_reshape_alias": "view"}
 
 
@@ -156,7 +151,7 @@ class _Trial:
         self.shadows = cut.shadows(subject.names.tensors)
         self.scalings = {o.site: o for o in cut.table.operands if o.how == "power" and o.training == training}
         self.site: Site | None = None  # of the function that is running
-        self.leaves: list[Any] = []  # its arguments
+        self.arguments: list[Any] = []  # its arguments
         self.at = 0  # the next step of the dense run
         self.lost = False  # something is wrong in the function that is running
         # It takes another way than in the dense run (a reshape copies or not, einsum skips lengths of 1): how, and
@@ -206,37 +201,23 @@ class _Trial:
             self.astray = f"runs {step.operator} instead of {dense.operator if dense else 'nothing'}", ()
         elif not self._computes_alike(step, dense):
             self.lost = True
-            self._misfit(
-                dense, f"gives {step.operator} other numbers", numbers=True, scalings=self._scalings(step, dense)
-            )
+            self._misfit(dense, f"gives {step.operator} other numbers", numbers=True, scalings=self._scalings(step))
         else:
             self.astray = self._differs(step, dense)
             self.at += 1
 
     def _computes_alike(self, step: Step, dense: Step) -> bool:
         """Whether it is given the same numbers, or a factor that the gated network will be given as well."""
-        scaling = self.scalings.get(self.site) if self.site else None
-        if scaling is None:
+        followed = self.scalings.get(self.site) if self.site else None
+        if followed is None:
             return step.scalars == dense.scalars
-        ratio = _ratio(step, dense)
-        live = self.cut.stays[scaling.channels].double().mean().item()
-        return ratio is not None and math.isclose(ratio, live**scaling.power, rel_tol=EXACT)
+        return scaling.is_followed(step, dense, followed, self.cut)
 
-    def _scalings(self, step: Step, dense: Step) -> tuple[Operand, ...]:
-        """A factor that differs may be a power of a length: of which of those met last would explain it."""
-        ratio = _ratio(step, dense)
-        tensor = next((n for n, x in enumerate(self.leaves) if isinstance(x, Tensor) and x.is_floating_point()), None)
-        if ratio is None or tensor is None or self.site is None or self.site.function not in FACTORS:
+    def _scalings(self, step: Step) -> tuple[Operand, ...]:
+        if self.site is None:
             return ()
-        known: dict[bytes, Tensor] = {}
-        for before in reversed(self.dense[: self.at + 1]):
-            known.update((ids.numpy().tobytes(), ids) for ids in before.touched if len(known) < MANY)
-        return tuple(
-            Operand(self.site, self.training, tensor, 0, ids, "power", power)
-            for ids in known.values()
-            for power in POWERS
-            if math.isclose(ratio, (self.cut.length(ids) / len(ids)) ** power, rel_tol=EXACT)
-        )
+        before = self.dense[: self.at + 1]
+        return scaling.candidates(step, before, self.site, self.arguments, self.training, self.cut)
 
     def _matters(self, step: Step, labels: Iterable[Tensor]) -> bool:
         """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
@@ -302,12 +283,12 @@ class _Trial:
 
     @contextmanager
     def _within(self, site: Site, args: Any, kwargs: Any) -> Iterator[None]:
-        outer = self.site, self.leaves
-        self.site, self.leaves = site, values_in((args, kwargs))
+        outer = self.site, self.arguments
+        self.site, self.arguments = site, values_in((args, kwargs))
         try:
             yield
         finally:
-            self.site, self.leaves = outer
+            self.site, self.arguments = outer
 
     def _as_left(self, out: Any, called: Called, start: int) -> bool:
         """Whether the function gave what should come out."""
@@ -426,17 +407,6 @@ class _Trial:
             if touched:
                 return touched
         return ((channels != FIXED).nonzero().flatten(),)
-
-
-def _ratio(step: Step, dense: Step) -> float | None:
-    """How much larger the output is for the one number that differs, where it is proportional to it."""
-    operator = base_name(step.operator)
-    pairs = [(new, old) for new, old in zip(step.scalars, dense.scalars, strict=False) if new is not None]
-    numbers = [pair for pair in pairs if all(type(value) in (int, float) and value for value in pair)]
-    if operator not in ("mul", "div") or len(pairs) != 1 or len(numbers) != 1:
-        return None
-    new, old = numbers[0]
-    return new / old if operator == "mul" else old / new
 
 
 def _operator(step: Step) -> str:

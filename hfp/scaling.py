@@ -1,0 +1,66 @@
+"""Factors that the model's code reckons from a width, such as `scores / math.sqrt(q.size(-1))`.
+
+The cut network has another one there. Where it is a power of the share of some channels that are left, the gated
+network can be scaled likewise (`power` in `hfp.operands`), so that both still compute the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hfp.cut import Cut
+from hfp.operands import Operand
+from hfp.position import Site
+from hfp.rules.call import base_name
+from hfp.watcher import Step
+
+FACTORS = set("mul multiply div divide true_divide __mul__ __rmul__ __truediv__".split())
+"""Functions that scale their tensor by a number."""
+POWERS = (-0.5, 0.5, -1.0, 1.0, -0.25, 0.25, -2.0, 2.0)
+EXACT = 1e-9  # relative
+MANY = 64  # lengths that are looked at
+
+
+def ratio(step: Step, dense: Step) -> float | None:
+    """How much larger the output is for the one number that differs, where it is proportional to it."""
+    operator = base_name(step.operator)
+    pairs = [(new, old) for new, old in zip(step.scalars, dense.scalars, strict=False) if new is not None]
+    numbers = [pair for pair in pairs if all(type(value) in (int, float) and value for value in pair)]
+    if operator not in ("mul", "div") or len(pairs) != 1 or len(numbers) != 1:
+        return None
+    new, old = numbers[0]
+    return new / old if operator == "mul" else old / new
+
+
+def is_followed(step: Step, dense: Step, scaling: Operand, cut: Cut) -> bool:
+    """Whether the other factor is what the gated network will be scaled by."""
+    found = ratio(step, dense)
+    share = cut.stays[scaling.channels].double().mean().item()
+    return found is not None and math.isclose(found, share**scaling.power, rel_tol=EXACT)
+
+
+def candidates(
+    step: Step, before: Sequence[Step], site: Site, arguments: Iterable[Any], training: bool, cut: Cut
+) -> tuple[Operand, ...]:
+    """How the gated network would have to scale: by which of the lengths met last, and in what power.
+
+    `before`: the steps of the dense run, the last of them that of `step`; `arguments`: of the function at `site`.
+    """
+    found = ratio(step, before[-1])
+    tensors = (n for n, x in enumerate(arguments) if isinstance(x, Tensor) and x.is_floating_point())
+    tensor = next(tensors, None)
+    if found is None or tensor is None or site.function not in FACTORS:
+        return ()
+    known: dict[bytes, Tensor] = {}
+    for dense in reversed(before):
+        known.update((ids.numpy().tobytes(), ids) for ids in dense.touched if len(known) < MANY)
+    return tuple(
+        Operand(site, training, tensor, 0, ids, "power", power)
+        for ids in known.values()
+        for power in POWERS
+        if math.isclose(found, (cut.length(ids) / len(ids)) ** power, rel_tol=EXACT)
+    )
