@@ -203,6 +203,14 @@ def test_a_finished_run_shows_its_table_again(copied: Path, capsys: pytest.Captu
     assert "finetuned" in capsys.readouterr().out
 
 
+def test_a_run_of_the_first_version_goes_on(copied: Path) -> None:
+    """It was started before there was an accuracy floor."""
+    config = json.loads((copied / "config.json").read_text())
+    del config["accuracy_floor"]
+    (copied / "config.json").write_text(json.dumps(config))
+    assert train.main(["--resume", str(copied)]) == 0
+
+
 # --- what is refused
 
 

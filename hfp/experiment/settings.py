@@ -134,6 +134,8 @@ class Config:
     )
 
 
+DEFAULTS = {setting.name: setting.default_factory() for setting in dataclasses.fields(Config)}  # type: ignore[operator]
+LATER = {"accuracy_floor"}  # settings that the first runs did not know; they were at their defaults
 MAY_CHANGE = ("data_dir", "device")  # on --resume: where things are, not what is computed
 
 
@@ -216,6 +218,8 @@ def open_run(argv: list[str] | None) -> RunFolder:
         folder = output or f"runs/{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
         return RunFolder.create(folder, dataclasses.asdict(config))
     run = RunFolder.resume(resume)
+    for name in LATER & (DEFAULTS.keys() - run.config.keys()):
+        run.config[name] = DEFAULTS[name]
     for name, value in given.items():
         if value == "auto":
             continue
@@ -230,7 +234,7 @@ def open_run(argv: list[str] | None) -> RunFolder:
         raise ValueError(
             f"--output {output} is another folder than --resume {run.path}; a resumed run stays where it is."
         )
-    unknown = run.config.keys() ^ {setting.name for setting in dataclasses.fields(Config)}
+    unknown = run.config.keys() ^ DEFAULTS.keys()
     if unknown:
         raise ValueError(
             f"{run.path / 'config.json'} was written by another version of train.py "
