@@ -7,7 +7,7 @@ that is exact for gates of 0 and 1 (up to 2**53), and differentiable in between.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import torch
@@ -63,6 +63,22 @@ class Cost:
     def count(self, keep: Tensor) -> int:
         """The exact count for a boolean keep vector (channels,)."""
         return round(self(keep.to(torch.float64)).item())
+
+    def by_group(self, group_of: Tensor, groups: int) -> Cost | None:
+        """The same as a function of how many channels of each group are live: `cost(counts)`, counts (groups,).
+
+        None where it matters which of a group are live, and where an index belongs to several channels.
+        """
+        if len(self.products):
+            return None
+        axis, channel = self.entries
+        pairs, place = (axis * groups + group_of[channel]).unique(return_inverse=True)
+        entries = torch.stack([pairs // groups, pairs % groups])
+        first = torch.zeros(len(pairs), dtype=torch.float64).index_copy(0, place, self.weights)
+        whole = place.bincount(minlength=len(pairs)) == group_of.bincount(minlength=groups)[entries[1]]
+        if not bool(whole.all()) or not torch.equal(first[place], self.weights):
+            return None
+        return replace(self, channels=groups, entries=entries, weights=first)
 
     def dense(self) -> int:
         return self.count(torch.ones(self.channels, dtype=torch.bool, device=self.weights.device))

@@ -7,7 +7,7 @@ maximal: putting back any one removed channel would exceed a target.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,37 +34,50 @@ def threshold(scores: Tensor, table: ChannelTable, limits: Limits, *, round_to: 
         )
     ranking = _ranked(scores, table, round_to)
     for cost, most in limits:
-        least = cost.count(ranking.best(0))
+        least = cost.count(ranking.keep(ranking.counts(0)))
         if least > most:
             raise ValueError(f"the target {most:,} is below the smallest count that this network can reach, {least:,}")
 
-    low, high = 0, len(ranking.groups)  # invariant: the best `low` blocks fit, the best `high + 1` do not
+    fits = _fitting(ranking, limits)
+    low, high = 0, len(ranking.turns)  # invariant: the best `low` blocks fit, the best `high + 1` do not
     while low < high:
         middle = (low + high + 1) // 2
-        if _fits(ranking.best(middle), limits):
+        if fits(ranking.counts(middle)):
             low = middle
         else:
             high = middle - 1
-    return _filled(ranking, low, limits)
+    return ranking.keep(_filled(ranking, low, fits))
 
 
 def smallest(table: ChannelTable, cost: Cost, round_to: int = 1) -> int:
     """The least that `cost` can be: one block in every group."""
-    return cost.count(_ranked(torch.zeros(table.channels), table, round_to).best(0))
+    ranking = _ranked(torch.zeros(table.channels), table, round_to)
+    return cost.count(ranking.keep(ranking.counts(0)))
 
 
 @dataclass(frozen=True)
 class _Ranking:
-    """All blocks that may go, the best first."""
+    """In which order channels stay. How many of each group do says which: the best of it."""
 
-    rank: Tensor
-    """(channels,) the number of the block that each channel is in; -1 for those that always stay."""
-    groups: list[int]
-    """The group that each block belongs to."""
+    place: Tensor
+    """(channels,) how many of its group are better."""
+    group_of: Tensor
+    widths: Tensor
+    always: Tensor
+    """(groups,) how many stay in any case."""
+    size: int
+    """Of a block; the last of a group may be smaller."""
+    turns: Tensor
+    """(blocks,) the group of each block, the best block first; a group gives its blocks in their order."""
 
-    def best(self, blocks: int) -> Tensor:
-        """(channels,) bool: the channels that always stay, and those of the best so many blocks."""
-        return self.rank < blocks
+    def counts(self, blocks: int) -> Tensor:
+        """(groups,) how many channels are live, of the best so many blocks."""
+        given = self.turns[:blocks].bincount(minlength=len(self.widths))
+        return (self.always + self.size * given).minimum(self.widths)
+
+    def keep(self, counts: Tensor) -> Tensor:
+        """(channels,) bool: the best so many of each group."""
+        return self.place < counts[self.group_of]
 
 
 def _ranked(scores: Tensor, table: ChannelTable, size: int) -> _Ranking:
@@ -74,9 +87,11 @@ def _ranked(scores: Tensor, table: ChannelTable, size: int) -> _Ranking:
     group = table.group_of[best]
     widths = group.bincount(minlength=len(table.groups))
     always = torch.tensor([math.ceil(g.least / size) * size for g in table.groups], dtype=torch.long)
-    position = torch.arange(len(best)) - (widths.cumsum(0) - widths + always)[group]
+    position = torch.arange(len(best)) - (widths.cumsum(0) - widths)[group]
+    place = torch.empty_like(position).index_copy_(0, best, position)
 
-    best, group, position = (vector[position >= 0] for vector in (best, group, position))
+    spare = position >= always[group]
+    best, group, position = best[spare], group[spare], (position - always[group])[spare]
     first = position % size == 0
     block = first.cumsum(0) - 1  # its number in this order
     owner = group[first]
@@ -84,28 +99,36 @@ def _ranked(scores: Tensor, table: ChannelTable, size: int) -> _Ranking:
     # By their values groups get their turns, and in its turns a group gives its blocks in their order (means of equal
     # scores may differ by rounding).
     turns = owner[values.argsort(descending=True, stable=True)]
-    rank = torch.full((table.channels,), -1)
-    rank[best] = turns.argsort(stable=True)[block]
-    return _Ranking(rank, turns.tolist())
+    return _Ranking(place, table.group_of, widths, always, size, turns)
 
 
-def _fits(keep: Tensor, limits: Limits) -> bool:
-    return all(cost.count(keep) <= most for cost, most in limits)
+def _fitting(ranking: _Ranking, limits: Limits) -> Callable[[Tensor], bool]:
+    """Tells of counts (groups,) whether they are within the limits."""
+    short = [(cost.by_group(ranking.group_of, len(ranking.widths)), cost, most) for cost, most in limits]
+
+    def fits(counts: Tensor) -> bool:
+        return all(
+            (cost.count(ranking.keep(counts)) if few is None else round(few(counts.double()).item())) <= most
+            for few, cost, most in short
+        )
+
+    return fits
 
 
-def _filled(ranking: _Ranking, blocks: int, limits: Limits) -> Tensor:
-    """The channels of the best so many blocks, and then, best first, of every block that still fits.
+def _filled(ranking: _Ranking, blocks: int, fits: Callable[[Tensor], bool]) -> Tensor:
+    """(groups,) how many are live of the best so many blocks, and then, best first, of every block that still fits.
 
     A channel costs the more the more others are live, and channels of a group cost the same. So a group of which one
     block did not fit is full, and one pass leaves nothing that could be put back.
     """
-    keep = ranking.best(blocks)
+    counts = ranking.counts(blocks)
     full: set[int] = set()
-    for block, group in enumerate(ranking.groups[blocks:], start=blocks):
+    for group in ranking.turns[blocks:].tolist():
         if group not in full:
-            larger = keep | (ranking.rank == block)
-            if _fits(larger, limits):
-                keep = larger
+            larger = counts.clone()
+            larger[group] = min(int(counts[group]) + ranking.size, int(ranking.widths[group]))
+            if fits(larger):
+                counts = larger
             else:
                 full.add(group)
-    return keep
+    return counts
