@@ -53,6 +53,8 @@ class Repairs:
         self.asked: dict[str, set[Any]] = defaultdict(set)
         """Attribute -> the misfits that it makes where it is larger by one."""
         self.refused: set[tuple[str, str]] = set()
+        self.unscaled: set[Any] = set()
+        """Misfits in numbers that no scaling has made up for."""
         self.modules = {path: module for module, path in subject.names.modules.items()}
         self.kept: list[Repair] = []
         self.trying: dict[tuple[Any, ...], tuple[str, Repair]] = {}
@@ -66,11 +68,16 @@ class Repairs:
         self._keep(found, new)
         candidates = {misfit.key: list(self._candidates(misfit, table)) for misfit in new}
         informed = self._informed({m.key: candidates[m.key] for m in new if m.asked}, table)
-        self.left |= {key: iter(some[:MOST]) for key, some in {**candidates, **informed}.items()}
+        scalings = {m.key: [Repair(scaling.channels, scaling=scaling) for scaling in m.scalings] for m in new}
+        every = {**candidates, **informed}
+        self.left |= {key: iter(scalings[key][:MOST] + some[:MOST]) for key, some in every.items()}
         # Where it is known which length does not follow, a repair is no guess: those first.
         self.trying = self._choice([misfit for misfit in found if misfit.extent is not None])
-        self.trying = self.trying or self._choice([misfit for misfit in found if misfit.extent is None])
-        return bool(self.trying)
+        if not self.trying:
+            others = [misfit for misfit in found if misfit.extent is None]
+            self.trying = self._choice(others)
+            self.unscaled |= {misfit.key for misfit in others if misfit.scalings} - self.trying.keys()
+        return bool(self.trying) or self._refuse(found, table)
 
     def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> None:
         """Of what was tried: what is asked for there, or helped while nothing else went wrong for it."""
@@ -128,7 +135,8 @@ class Repairs:
 
     def _refused(self, found: Sequence[Misfit], table: ChannelTable) -> list[tuple[Misfit, Repair]]:
         """Attributes that have to stay, and why: they stand in arithmetic, which is right again if they stay."""
-        arithmetic = {misfit.key: misfit for misfit in found if misfit.numbers and not misfit.scalings}
+        scaled = {misfit.key for misfit in found if misfit.scalings} - self.unscaled
+        arithmetic = {misfit.key: misfit for misfit in found if misfit.numbers and misfit.key not in scaled}
         paths: dict[str, set[str]] = defaultdict(set)
         for path, name in {repair.attribute for repair in self.kept if repair.sure and repair.attribute is not None}:
             if not self.asked[name].isdisjoint(arithmetic):
@@ -195,7 +203,6 @@ class Repairs:
 
     def _candidates(self, misfit: Misfit, table: ChannelTable) -> Iterator[Repair]:
         extent = misfit.extent
-        yield from (Repair(scaling.channels, scaling=scaling) for scaling in misfit.scalings)
         if extent is None:
             for ids in self._seen_in(misfit.place.module, table):
                 yield from self._attributes(misfit.place.module, ids)
