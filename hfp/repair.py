@@ -20,6 +20,7 @@ from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Ledger, Pin, prunable
 from hfp.operands import Operand
 from hfp.position import Site
+from hfp.scaling import NOT_AT_ALL
 from hfp.sizes import WIDTHS
 from hfp.tracing import Called, Run, Subject
 from hfp.trial import Misfit, asked_from, still_other
@@ -76,8 +77,11 @@ class Repairs:
         if not self.trying:
             others = [misfit for misfit in found if misfit.extent is None]
             self.trying = self._choice(others)
-            self.unscaled |= {misfit.key for misfit in others if misfit.scalings} - self.trying.keys()
-        return bool(self.trying) or self._refuse(found, table)
+            scaled = {key for key, (_, repair) in self.trying.items() if repair.scaling is not None}
+            self.unscaled |= {misfit.key for misfit in others if misfit.scalings} - scaled
+            if self._refuse(found, table):
+                return True
+        return bool(self.trying)
 
     def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> None:
         """Of what was tried: what is asked for there, or helped while nothing else went wrong for it."""
@@ -182,7 +186,10 @@ class Repairs:
         """Those of the runs, and the scalings that are kept or being tried."""
         repairs = (*self.kept, *(repair for _, repair in self.trying.values()))
         return self.seen.operands + [
-            twin for repair in repairs if repair.scaling is not None for twin in self._in_both_modes(repair.scaling)
+            twin
+            for repair in repairs
+            if repair.scaling is not None and repair.scaling.power != NOT_AT_ALL
+            for twin in self._in_both_modes(repair.scaling)
         ]
 
     def _in_both_modes(self, operand: Operand) -> Iterator[Operand]:

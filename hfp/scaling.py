@@ -21,6 +21,7 @@ from hfp.watcher import Step
 FACTORS = set("mul multiply div divide true_divide __mul__ __rmul__ __truediv__".split())
 """Functions that scale their tensor by a number."""
 POWERS = (-0.5, 0.5, -1.0, 1.0, -0.25, 0.25, -2.0, 2.0)
+NOT_AT_ALL = 0.0
 EXACT = 1e-9  # relative
 MANY = 64  # lengths that are looked at
 
@@ -55,6 +56,8 @@ def candidates(
     tensor = next(tensors, None)
     if found is None or tensor is None or site.function not in FACTORS:
         return ()
+    if math.isclose(found, 1.0, rel_tol=EXACT):  # it was scaled for an attribute that is no longer changed
+        return (Operand(site, training, tensor, 0, step.touched[0][:0], "power", NOT_AT_ALL),)
     known: dict[bytes, Tensor] = {}
     for dense in reversed(before):
         known.update((ids.numpy().tobytes(), ids) for ids in dense.touched if len(known) < MANY)

@@ -313,6 +313,8 @@ class _Trial:
 
     def _told(self, misfit: Misfit, site: Site, called: Called, args: Any, kwargs: Any) -> list[Misfit]:
         """The same misfit, one for each length that the call asks for and that does not follow."""
+        if misfit.scalings:
+            return [replace(misfit, key=(site, misfit.scalings[0].power == scaling.NOT_AT_ALL))]
         if site.function in ("split", "split_with_sizes") and len(args) > 1 and isinstance(args[1], (list, tuple)):
             parts = self._parts(called, args[1], args[2] if len(args) > 2 else kwargs.get("dim", 0))
             told = [
@@ -396,8 +398,9 @@ class _Trial:
         place = (dense or self.dense[-1]).place
         place = Place(place.operator, self.watcher.position.path or place.module, line or source_line() or place.line)
         axis = None if extent is None else extent.axis
-        key = (place, axis, self.site) if scalings else (place, axis)
-        self.found.append(Misfit(key, how, place, touched or self._blamed(), extent, numbers, scalings=scalings))
+        self.found.append(
+            Misfit((place, axis), how, place, touched or self._blamed(), extent, numbers, scalings=scalings)
+        )
 
     def _blamed(self) -> tuple[Tensor, ...]:
         """The labels at the next step, or the last one before it, at which some can still be cut."""

@@ -6,7 +6,7 @@ that layers can be compared; one cut at the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from hfp.wrap import GatedModel
 
 
-def filter_sizes(model: nn.Module, table: ChannelTable) -> Tensor:
-    """(channels,) the mean |w| of the filters that make a channel; float64.
+def filter_sizes(model: nn.Module, table: ChannelTable, size: Callable[[Tensor], Tensor] = torch.abs) -> Tensor:
+    """(channels,) the mean of `size(w)` over the weights w of the filters that make a channel; float64.
 
     A filter that belongs to several channels (to a head, and to a place in it) counts for each of them.
     """
@@ -32,7 +32,7 @@ def filter_sizes(model: nn.Module, table: ChannelTable) -> Tensor:
         for name, tensor in Names.of(model).tensors.items():
             for dim, vector in enumerate(table.axes[name]):
                 if tensor.dim() > 1 and (name, dim) not in readers and prunable(vector):
-                    yield vector, _sums(tensor.detach().abs(), dim), tensor.numel() // len(vector)
+                    yield vector, _sums(size(tensor.detach()), dim), tensor.numel() // len(vector)
 
     return channel_means(table, filters())[0]
 
