@@ -191,7 +191,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     counted = {name: measured(nets[name], ((torch.zeros(1, *input_size),), {})) for name in ("baseline", "finetuned")}
     return result | {
         "ptflops": counted | {"share": counted["finetuned"] / counted["baseline"]},
-        "widths": {"dense": report.widths(nets["baseline"]), "compact": report.widths(nets["finetuned"])},
+        "widths": {"dense": checkpoint.widths(nets["baseline"]), "compact": checkpoint.widths(nets["finetuned"])},
         "config": dataclasses.asdict(config),
         "seed": config.seed,
         "train_seconds": sum(line["seconds"] for line in run.lines()),
