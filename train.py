@@ -156,7 +156,7 @@ def finetune_phase(lab: Lab, net: hfp.GatedModel | None, optimizer: torch.optim.
         schedule=(config.prune_epochs, lab.total),
         also=also,
     )
-    hfp.save(small, run.small)
+    hfp.save(small, run.small, build=lab.build, seed=config.seed)
     return small
 
 

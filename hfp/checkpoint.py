@@ -38,20 +38,31 @@ def save(small: nn.Module, path: str | Path, **notes: Any) -> None:
         ValueError: `small` carries no record of how it was cut, or PyTorch cannot export it.
         OSError: the disk is full or the folder cannot be written; a file that was there before stays whole.
     """
+    (save_program if Path(path).suffix == program.SUFFIX else save_tensors)(small, path, **notes)
+
+
+def save_tensors(small: nn.Module, path: str | Path, **notes: Any) -> None:
+    """What `save` does for a .safetensors file, under any name."""
+    small, entries = _described(small, notes)
+    files.write(path, files.COMPACT, entries, _tensors_of(small))
+
+
+def save_program(small: nn.Module, path: str | Path, **notes: Any) -> None:
+    """What `save` does for a .pt2 file, under any name."""
+    small, entries = _described(small, notes)
+    exported = program.exported(copy.deepcopy(small), inputs.suited(record_of(small).inputs, small))
+    files.atomic_write(path, program.packed(exported, files.header_text(files.COMPACT, entries)))
+
+
+def _described(small: nn.Module, notes: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network itself, and what the header of its file says of it."""
     small = getattr(small, "_orig_mod", small)  # torch.compile's shell prefixes every name; the network in it does not
-    record = record_of(small)
-    entries = {
+    return small, {
         "model": {"class": f"{type(small).__module__}.{type(small).__qualname__}"},
+        "record": record_to_json(record_of(small)),
         "widths": widths(small),
-        "record": record_to_json(record),
-        "notes": notes,
+        "notes": dict(notes),
     }
-    if Path(path).suffix == program.SUFFIX:
-        header = files.header_text(files.COMPACT, entries)
-        exported = program.exported(copy.deepcopy(small), inputs.suited(record.inputs, small))
-        files.atomic_write(path, program.packed(exported, header))
-    else:
-        files.write(path, files.COMPACT, entries, _tensors_of(small))
 
 
 def load(path: str | Path, model: nn.Module | None = None, *, trusted: bool = False) -> nn.Module:
@@ -285,7 +296,16 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
     Raises:
         ValueError: the file is truncated, not ours, of a newer format, or of another network.
     """
-    fill(model, files.read(path, files.WEIGHTS)[1], source=str(path))
+    fill(model, weights_of(path), source=str(path))
+
+
+def weights_of(path: str | Path) -> dict[str, Tensor]:
+    """Names and tensors that `save_weights` wrote.
+
+    Raises:
+        ValueError: the file is truncated, not ours, or of a newer format.
+    """
+    return files.read(path, files.WEIGHTS)[1]
 
 
 def weights_notes(path: str | Path) -> dict[str, Any]:

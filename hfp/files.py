@@ -95,7 +95,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
     Raises:
         ValueError: the file is missing, truncated, not ours, of a newer format, or of another kind.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         header = check_header((file.metadata() or {}).get("hfp"), path, kind)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     try:
@@ -120,13 +120,13 @@ def header_of(path: str | Path, kind: str) -> dict[str, Any]:
     Raises:
         ValueError: as for `read`.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return check_header((file.metadata() or {}).get("hfp"), path, kind)
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
-    """A safetensors file, whose damage is told in words."""
+def opened(path: str | Path) -> Iterator[Any]:
+    """A safetensors file, ours or not, whose damage is told in words: as ValueError."""
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}.")
     try:
