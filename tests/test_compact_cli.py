@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import hfp
 import models
 import train
 from hfp import checkpoint, compact, origin
+from hfp.experiment import loop
 from hfp.experiment.run import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +36,12 @@ from safetensors.torch import load_file, save_file
 small = hfp.load(sys.argv[1], models.build("lenet5")).eval()
 save_file({"y": small(load_file(sys.argv[2])["x"]).detach()}, sys.argv[2])
 """
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies are measured for a moment only: their values are not what is tested here."""
+    monkeypatch.setattr(loop, "latency", partial(loop.latency, seconds=0.1, rounds=5))
 
 
 @pytest.fixture(scope="module")
