@@ -24,7 +24,7 @@ from torch import nn
 
 import hfp
 import models
-from hfp import checkpoint, report, surgery
+from hfp import checkpoint, report
 from hfp.experiment import data, loop
 from hfp.experiment.floor import Floor
 from hfp.experiment.lab import Lab, batches, fit, live_counts, place, snapshot
@@ -141,24 +141,22 @@ def finetune_phase(lab: Lab, net: hfp.GatedModel | None, optimizer: torch.optim.
     if run.passed("finetune"):
         return place(hfp.load(run.small, lab.dense()), config)
     if net is not None and optimizer is not None:
-        small = place(net.compact(), config)
+        small = place(net.compact(optimizer=optimizer), config)
     else:
         record = checkpoint.record_from_json((run.state or {}).get("record"), source=str(run.checkpoint))
         small = place(checkpoint.rebuild(lab.dense(), record, source=str(run.checkpoint)), config)
-    continued = loop.sgd([{"params": small.parameters(), "lr": config.lr, "weight_decay": config.weight_decay}])
-    if net is not None and optimizer is not None:
-        carry_momentum(net, optimizer, small, continued)
+        optimizer = loop.sgd([{"params": small.parameters(), "lr": config.lr, "weight_decay": config.weight_decay}])
     also = {"record": checkpoint.record_to_json(checkpoint.record_of(small))}
     fit(
         lab,
         "finetune",
         small,
-        continued,
+        optimizer,
         epochs=config.finetune_epochs,
         schedule=(config.prune_epochs, lab.total),
         also=also,
     )
-    hfp.save(small, run.small)
+    hfp.save(small, run.small, build=lab.build, seed=config.seed)
     return small
 
 
@@ -193,7 +191,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     counted = {name: measured(nets[name], ((torch.zeros(1, *input_size),), {})) for name in ("baseline", "finetuned")}
     return result | {
         "ptflops": counted | {"share": counted["finetuned"] / counted["baseline"]},
-        "widths": {"dense": report.widths(nets["baseline"]), "compact": report.widths(nets["finetuned"])},
+        "widths": {"dense": checkpoint.widths(nets["baseline"]), "compact": checkpoint.widths(nets["finetuned"])},
         "config": dataclasses.asdict(config),
         "seed": config.seed,
         "train_seconds": sum(line["seconds"] for line in run.lines()),
@@ -214,22 +212,6 @@ def networks(lab: Lab) -> dict[str, nn.Module]:
         nets["control"] = lab.dense()
         checkpoint.load_weights(run.control, nets["control"])
     return nets
-
-
-def carry_momentum(
-    gated: hfp.GatedModel, optimizer: torch.optim.Optimizer, small: nn.Module, continued: torch.optim.Optimizer
-) -> None:
-    """Give the optimizer of the compact network the momentum of the channels that stayed.
-
-    Momentum has the shape of the parameters, so it is cut as they are: in a copy of the model that holds it instead.
-    """
-    momentum = copy.deepcopy(gated.model)
-    for own, parameter in zip(momentum.parameters(), gated.model.parameters(), strict=True):
-        buffer = optimizer.state[parameter].get("momentum_buffer")
-        own.data = torch.zeros_like(own) if buffer is None else buffer.clone()
-    cut = surgery.compact(momentum, gated.table, checkpoint.record_of(small).keep)
-    for parameter, own in zip(small.parameters(), cut.parameters(), strict=True):
-        continued.state[parameter]["momentum_buffer"] = own.detach()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     hfp.save(small, "small.safetensors")                           # a compact network: tensors + how it was cut
     small = hfp.load("small.safetensors", resnet56())              # from the model's own constructor
+    hfp.save(small, "small.pt2")                                   # a program, which needs no constructor
 
     save_training("checkpoint.safetensors", {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3})
     state = load_training("checkpoint.safetensors")                # the same nested dict
@@ -12,6 +13,7 @@ constructed. How a file is written and read is in `hfp.files`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,44 +21,117 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp import files, inputs, surgery
+from hfp import files, inputs, program, surgery
 from hfp.trace import trace
 
 
-def save(small: nn.Module, path: str | Path) -> None:
+def save(small: nn.Module, path: str | Path, **notes: Any) -> None:
     """Write a compact network (what `net.compact()` or `hfp.load` returned), fine-tuned or not, to one file.
 
         small = net.compact()
-        hfp.save(small, "small.safetensors")
+        hfp.save(small, "small.safetensors")    # its tensors, under their own names, for hfp.load(path, model)
+        hfp.save(small, "small.pt2", seed=0)    # a program that needs no class, of the network in evaluation mode
+
+    `notes`, any JSON, come back in `hfp.checkpoint.header(path)["notes"]`.
 
     Raises:
-        ValueError: `small` carries no record of how it was cut.
+        ValueError: `small` carries no record of how it was cut, or PyTorch cannot export it.
         OSError: the disk is full or the folder cannot be written; a file that was there before stays whole.
     """
+    (save_program if Path(path).suffix == program.SUFFIX else save_tensors)(small, path, **notes)
+
+
+def save_tensors(small: nn.Module, path: str | Path, **notes: Any) -> None:
+    """What `save` does for a .safetensors file, under any name."""
+    small, entries = _described(small, notes)
+    files.write(path, files.COMPACT, entries, _tensors_of(small))
+
+
+def save_program(small: nn.Module, path: str | Path, **notes: Any) -> None:
+    """What `save` does for a .pt2 file, under any name."""
+    small, entries = _described(small, notes)
+    exported = program.exported(copy.deepcopy(small), inputs.suited(record_of(small).inputs, small))
+    files.atomic_write(path, program.packed(exported, files.header_text(files.COMPACT, entries)))
+
+
+def _described(small: nn.Module, notes: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network itself, and what the header of its file says of it."""
     small = getattr(small, "_orig_mod", small)  # torch.compile's shell prefixes every name; the network in it does not
-    record = record_of(small)
-    header = {"model": type(small).__qualname__, "record": record_to_json(record)}
-    files.write(path, files.COMPACT, header, _tensors_of(small))
+    return small, {
+        "model": {"class": f"{type(small).__module__}.{type(small).__qualname__}"},
+        "record": record_to_json(record_of(small)),
+        "widths": widths(small),
+        "notes": dict(notes),
+    }
 
 
-def load(path: str | Path, model: nn.Module) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, *, trusted: bool = False) -> nn.Module:
     """The compact network in `path`, built from `model`, the dense network as its own constructor makes it.
 
         small = hfp.load("small.safetensors", resnet56())
+        small = hfp.load("small.pt2", trusted=True)  # without its class
 
     `model` itself is not changed; its values do not matter, its architecture does: the channel table of `model` is
     computed again and must be the one that the file was cut by. Device and train/eval mode are those of `model`, its
     dtype must be that of the file. What was pruned twice is loaded twice: `hfp.load(second, hfp.load(first, model))`.
 
+    A .safetensors file can come from anywhere: it holds numbers, and is checked. A .pt2 file is a program, which can do
+    what any program can; it is run only if you say that it is `trusted`. It computes what the network does in
+    evaluation mode, has its state dict, and can be saved no further.
+
     Raises:
         ValueError: the file is truncated, not ours, of a newer format, of another network, or misses a tensor.
     """
+    if Path(path).suffix == program.SUFFIX:
+        return _load_program(path, model, trusted)
+    if model is None:
+        raise ValueError(
+            f"{path} holds tensors and no code; give the dense network that it was cut from: hfp.load(path, model). "
+            'A file that needs no class is written by hfp.save(small, "small.pt2")'
+        )
     model = getattr(model, "_orig_mod", model)
     header, tensors = files.read(path, files.COMPACT)
     record = record_from_json(header.get("record"), source=str(path))
     small = rebuild(model, record, source=str(path))
     fill(small, tensors, source=str(path))
     return small
+
+
+def _load_program(path: str | Path, model: nn.Module | None, trusted: bool) -> nn.Module:
+    if model is not None:
+        raise ValueError(f"{path} is a program, which needs no model: hfp.load(path, trusted=True)")
+    if not trusted:
+        raise ValueError(
+            f"{path} is a program, and PyTorch's reader of programs may run whatever a file tells it to. If you know "
+            "where it comes from: hfp.load(path, trusted=True). A .safetensors file is read without any trust."
+        )
+    text, network = program.unpacked(path)
+    header = files.check_header(text, path, files.COMPACT)
+    network.hfp_record = record_from_json(header.get("record"), source=str(path))  # type: ignore[assignment]
+    return network
+
+
+def header(path: str | Path) -> dict[str, Any]:
+    """What a compact network's .safetensors file says beside its tensors: class, widths, record, notes, provenance.
+
+    Raises:
+        ValueError: as for `load`.
+    """
+    return files.header_of(path, files.COMPACT)
+
+
+def widths(net: nn.Module) -> dict[str, int]:
+    """Output width of every convolution and linear layer, by name, in the order of the network.
+
+    >>> widths(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1)))
+    {'0': 16, '2': 8}
+    """
+    found = {}
+    for name, module in net.named_modules():
+        width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+        if isinstance(width, int) and isinstance(getattr(module, "weight", None), torch.Tensor):
+            found[name] = width
+    return found
 
 
 def rebuild(model: nn.Module, record: surgery.Record, *, source: str) -> nn.Module:
@@ -221,7 +296,16 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
     Raises:
         ValueError: the file is truncated, not ours, of a newer format, or of another network.
     """
-    fill(model, files.read(path, files.WEIGHTS)[1], source=str(path))
+    fill(model, weights_of(path), source=str(path))
+
+
+def weights_of(path: str | Path) -> dict[str, Tensor]:
+    """Names and tensors that `save_weights` wrote.
+
+    Raises:
+        ValueError: the file is truncated, not ours, or of a newer format.
+    """
+    return files.read(path, files.WEIGHTS)[1]
 
 
 def weights_notes(path: str | Path) -> dict[str, Any]:

@@ -1,133 +1,60 @@
-"""`python -m hfp.compact CHECKPOINT --output SMALL`: a compact network from a checkpoint, at any moment of a run.
+"""`python -m hfp.compact CHECKPOINT --output SMALL`: a small deployable file from any checkpoint, theirs or ours.
 
     python -m hfp.compact runs/a/checkpoint.safetensors --output small.safetensors
+    python -m hfp.compact resnet56.th --model resnet56 --target-macs 0.4 --output small --format safetensors,pt2
+    python -m hfp.compact small.safetensors --model resnet56 --round-to auto --output smaller.onnx
 
-Run it in the checkout, where the package `models` is: the network is built again by `models.build` with the arguments
-that the checkpoint records. Those are data: only names that `models` itself lists and values of the right kind are
-taken, and nothing that a file names is imported.
+CHECKPOINT is a training checkpoint of train.py at any moment of a run, a compact file of ours, or anybody's dense
+weights, to which a method that needs no training is applied. What comes out computes what the gated network does, or
+nothing is written. Where a network comes from is in `hfp.origin`, what it is written as in `hfp.formats`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import json
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.table import Table
-from torch import nn
-
-from hfp import checkpoint, report, surgery
-from hfp.experiment import loop
-from hfp.experiment.run import PHASES
-from hfp.inputs import arguments
-from hfp.ptflops_check import measured
+from hfp import comparison, formats, report, rounding, surgery
+from hfp.experiment.options import amount, whole
+from hfp.inspect import shape_and_dtype
+from hfp.origin import ONE_SHOT, USUAL, Outcome, Wanted, compact
 from hfp.verify import Disagreement
-from hfp.wrap import GatedModel, wrap
 
 TOLERANCE = 1e-5  # relative, in float32: gated and compact networks add up the same products in another order
-
-BUILD = {
-    "name": (str,),
-    "num_classes": (int,),
-    "image_size": (int, None),
-    "in_channels": (int, None),
-    "shortcut": (str, None),
-}
-WRAP = {
-    "target_macs": (float, int, None),
-    "target_params": (float, int, None),
-    "ignore": (list,),
-    "round_to": (int,),
-    "counter": (str,),
-    "method": (str,),
-    "steps": (int,),
-}
-LARGEST = 10**6  # of any integer in BUILD: a file must not make us allocate without bound
-
-WHERE = {
-    "dense": "pruning has not begun, the gates have learnt nothing: channels are removed by untrained scores",
-    "prune": "pruning: the gates as they are now, cut to the target (with an accuracy floor: where they stand)",
-    "finetune": "compacted, fine-tuning",
-    "control": "compacted and fine-tuned, training the control",
-}
+AUTO = "auto"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A compact network, and what it is compared with."""
-
-    phase: str
-    epoch: int
-    dense: nn.Module
-    gated: GatedModel | None
-    """The gated network with the same channels live; None once the run has left it behind."""
-    small: nn.Module
-
-
-def compact(path: str | Path) -> Outcome:
-    """The compact network of the training checkpoint `path`, with what it came from.
+def made(given: argparse.Namespace) -> tuple[Outcome, dict[str, Any] | None]:
+    """The compact network that the command line asks for, and what was measured to choose its rounding.
 
     Raises:
-        ValueError: the file is damaged, not a checkpoint of train.py, or asks for what `models` does not have.
+        ValueError: it cannot be made, or computes something else than the gated network.
     """
-    state = checkpoint.load_training(path)
-    if state.get("phase") not in PHASES or not isinstance(state.get("net"), dict):
-        raise ValueError(f"{path} is not a checkpoint of train.py: it names no phase of a run and no network.")
-    phase, epoch = state["phase"], state.get("epoch", 0)
-    dense = dense_network(state, path)
-    if phase in ("finetune", "control"):
-        record = checkpoint.record_from_json(state.get("record"), source=str(path))
-        small = checkpoint.rebuild(dense, record, source=str(path))
-        checkpoint.fill(small, state["net"] if phase == "finetune" else state.get("small") or {}, source=str(path))
-        return Outcome(phase, epoch, dense, None, small.eval())
-    options = checked(state.get("wrap"), WRAP, path, "wrap")
-    if phase == "dense":
-        checkpoint.fill(dense, state["net"], source=str(path))
-    try:
-        gated = wrap(dense, **options)
-    except ValueError as error:
-        raise ValueError(f"{path} was made with settings that this hfp does not take: {error}") from error
-    if phase == "prune":
-        checkpoint.fill(gated, state["net"], source=str(path))
-        config = state.get("config")
-        if isinstance(config, dict) and config.get("accuracy_floor") is not None:
-            gated.stop()  # there, the target is only the end of the road
-    small = gated.eval().compact()
-    gated.keep.copy_(checkpoint.record_of(small).keep)
-    return Outcome(phase, epoch, dense, gated, small.eval())
+    wanted = Wanted(
+        model=given.model,
+        shapes=given.input_shape,
+        target_macs=given.target_macs,
+        target_params=given.target_params,
+        round_to=None if given.round_to == AUTO else given.round_to,
+        method=given.method,
+        ignore=tuple(given.ignore),
+        use_ema=given.use_ema,
+        seed=given.seed,
+    )
+    if given.round_to != AUTO:
+        return compact(given.checkpoint, wanted), None
 
+    def cut(size: int) -> Outcome:
+        return compact(given.checkpoint, dataclasses.replace(wanted, round_to=size))
 
-def dense_network(state: Mapping[str, Any], path: str | Path) -> nn.Module:
-    """The dense network that a checkpoint was made from, with fresh weights."""
-    try:
-        import models
-    except ImportError as error:
-        raise ValueError(
-            "The package `models` is not here. Run `python -m hfp.compact` in the checkout that train.py was run in."
-        ) from error
-    options = checked(state.get("build"), BUILD, path, "build")
-    if any(isinstance(value, int) and not 0 < value <= LARGEST for value in options.values()):
-        raise ValueError(f"{path} asks for a network of an impossible size: {options}.")
-    return models.build(**options)  # takes only names that it lists itself
-
-
-def checked(options: Any, kinds: Mapping[str, tuple[type | None, ...]], path: str | Path, what: str) -> dict[str, Any]:
-    """`options` if it has exactly the keys of `kinds`, each with a value of one of its kinds (a bool is no int)."""
-    if not isinstance(options, dict) or options.keys() != kinds.keys():
-        raise ValueError(
-            f"{path} does not say how its network is made: its entry {what!r} should have {', '.join(kinds)}."
-        )
-    for name, value in options.items():
-        if (None if value is None else type(value)) not in kinds[name]:
-            raise ValueError(f"{path} has {name}={value!r} in its entry {what!r}, which is of the wrong kind.")
-    if not all(isinstance(pattern, str) for pattern in options.get("ignore", ())):
-        raise ValueError(f"{path} has something other than names in its list of ignored modules.")
-    return dict(options)
+    return rounding.choose(cut, given.batch)
 
 
 def gate_difference(outcome: Outcome) -> float | None:
@@ -138,7 +65,7 @@ def gate_difference(outcome: Outcome) -> float | None:
     """
     if outcome.gated is None:
         return None
-    error = surgery.difference(outcome.gated.eval(), outcome.small, arguments(outcome.dense))
+    error = surgery.difference(outcome.gated.eval(), outcome.small, outcome.inputs)
     if not error <= TOLERANCE:
         raise ValueError(
             f"The compact network differs from the gated one by {error:.1e} (relative); nothing was written."
@@ -146,74 +73,121 @@ def gate_difference(outcome: Outcome) -> float | None:
     return error
 
 
-def write(outcome: Outcome, output: Path) -> None:
-    """Write the compact network to `output` and read it back.
+@contextlib.contextmanager
+def destination(given: argparse.Namespace) -> Iterator[dict[str, Path]]:
+    """A path for each format; with --dry-run in a folder that goes again.
 
     Raises:
-        ValueError: what was read back computes something else.
-        OSError: the disk is full, or the folder cannot be written.
+        ValueError: one of them is the checkpoint itself.
     """
-    checkpoint.save(outcome.small, output)
-    loaded = checkpoint.load(output, outcome.dense).eval()
-    error = surgery.difference(outcome.small, loaded, arguments(outcome.dense))
-    if error:
-        raise ValueError(f"{output} does not hold what was written to it: outputs differ by {error:.1e} (relative).")
-
-
-def before_and_after(outcome: Outcome, output: Path) -> Table:
-    """Parameters, multiply-adds, file size and latency of the dense and the compact network."""
-    dense, small = outcome.dense, outcome.small
-    input_size = tuple(dense.input_size)  # type: ignore[arg-type]
-    image = torch.zeros(1, *input_size)
-    speed = loop.latency({"dense": dense, "small": small}, image)
+    names = given.format or [formats.of_suffix(given.output)]
+    formats.check(names)
+    found = formats.paths(given.output, names)
+    for path in found.values():
+        if path.resolve() == given.checkpoint.resolve():
+            raise ValueError(f"--output {path} is the checkpoint itself; give another name.")
+    if not given.dry_run:
+        yield found
+        return
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save_weights(dense, Path(folder) / "dense")
-        dense_size = (Path(folder) / "dense").stat().st_size
-    rows = {
-        "parameters": (report.count_params(dense), report.count_params(small)),
-        "MACs": (report.count_macs(dense, input_size), report.count_macs(small, input_size)),
-        "MACs, as ptflops counts": tuple(measured(net, ((image,), {})) for net in (dense, small)),
-        "file, bytes": (dense_size, output.stat().st_size),
-        "CPU latency, ms": (speed["dense"], speed["small"]),
-    }
-    table = Table()
-    for heading in ("", "dense", "compact", "share"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name, (before, after) in rows.items():
-        form = "{:.3f}" if isinstance(before, float) else "{:,}"
-        table.add_row(name, form.format(before), form.format(after), f"{after / before:.4f}")
-    return table
+        yield {name: Path(folder) / path.name for name, path in found.items()}
 
 
-def against_gates(error: float | None) -> str:
-    return "" if error is None else f"; its outputs and the gated network's differ by {error:.1e} (relative)"
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the command does and says, as JSON.
+
+    Raises:
+        ValueError, Disagreement: the checkpoint cannot be compacted as asked.
+        OSError: a file could not be written.
+    """
+    with destination(given) as targets:
+        outcome, chosen = made(given)
+        found: dict[str, Any] = {"checkpoint": str(given.checkpoint), "said": outcome.said, "dry_run": given.dry_run}
+        found["gated_difference"] = gate_difference(outcome)
+        found["rounding"] = chosen
+        found["written"] = {
+            name: {"path": str(given.output.parent / path.name), "difference": formats.write(outcome, name, path)}
+            for name, path in targets.items()
+        }
+        sizes = {name: path.stat().st_size for name, path in targets.items()}
+        return found | comparison.figures(outcome, sizes, given.batch)
+
+
+def show(found: dict[str, Any]) -> None:
+    """What `run` has found, for people."""
+    print(f"{found['checkpoint']}: {found['said']}")
+    if found["rounding"] is not None:
+        print(rounding.sentence(found["rounding"]))
+    gates = found["gated_difference"]
+    against = "" if gates is None else f"; its outputs and the gated network's differ by {gates:.1e} (relative)"
+    for name, entry in found["written"].items():
+        done = "not written (--dry-run), but tried" if found["dry_run"] else "written and read back"
+        print(f"{entry['path']}: {done}, {found['files'][name]:,} bytes{against}")
+    report.console().print(comparison.table(found))
+    for line in comparison.width_lines(found["widths"]):
+        print(line)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m hfp.compact",
+        description="Make a small deployable file of a checkpoint: one of train.py at any moment of a run, a compact "
+        "file, or anybody's dense weights.",
+        epilog="Read the file with hfp.load(SMALL, model), where model is the dense network from its own constructor; "
+        'a .pt2 file with hfp.load("small.pt2", trusted=True).',
+    )
+    add = made.add_argument
+    add("checkpoint", type=Path, help="a file of train.py, of hfp.save, of torch.save (.pt, .pth, .th) or .safetensors")
+    add("--output", type=Path, required=True, metavar="SMALL", help="the file to write")
+    add(
+        "--format",
+        type=lambda text: list(dict.fromkeys(text.split(","))),
+        metavar="LIST",
+        help=f"some of {','.join(formats.FORMATS)}; for several, names are made of --output (default: by its suffix)",
+    )
+    add("--model", metavar="NAME", help="the dense network: of torchvision, timm or `models`, or module:function")
+    add(
+        "--input-shape",
+        action="append",
+        default=[],
+        type=shape_and_dtype,
+        metavar="SHAPE",
+        help="1,3,224,224, or with a dtype 1,12:int64; once for each input, where the network does not tell",
+    )
+    add("--method", metavar="NAME", help=f"how channels of dense weights are judged: {', '.join(ONE_SHOT)} ({USUAL})")
+    add("--target-macs", type=amount, metavar="SHARE|COUNT", help="multiply-adds that may stay (0.4, or 50M)")
+    add("--target-params", type=amount, metavar="SHARE|COUNT", help="parameters that may stay, likewise")
+    add(
+        "--round-to",
+        type=_rounding,
+        metavar="N|auto",
+        help="widths in multiples of N; auto: of what is fastest here",
+    )
+    add("--ignore", action="append", default=[], metavar="PATTERN", help="modules that stay whole, such as 'layer1.*'")
+    add("--use-ema", action="store_true", help="take the averaged weights of the checkpoint")
+    add("--seed", type=whole(0), default=0, metavar="N", help="of --method random (default: 0)")
+    add("--batch", type=whole(1), default=8, metavar="N", help="the larger batch that is timed (default: 8)")
+    add("--dry-run", action="store_true", help="do and measure everything, but leave no file")
+    add("--json", action="store_true", help="print JSON, for programs")
+    return made
+
+
+def _rounding(text: str) -> int | str:
+    return AUTO if text == AUTO else whole(1)(text)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 the file could not be written, 2 a checkpoint that cannot be compacted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hfp.compact",
-        description="Make a compact network of a training checkpoint of train.py, taken at any moment of a run.",
-        epilog="Read the file with hfp.load(SMALL, model), where model is the dense network from its own constructor.",
-    )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint.safetensors of a run folder")
-    parser.add_argument("--output", type=Path, required=True, metavar="SMALL", help="the file to write, .safetensors")
-    given = parser.parse_args(argv)
+    """Exit codes: 0 done, 1 the file could not be written, 2 a checkpoint that cannot be compacted as asked."""
+    given = parser().parse_args(argv)
     try:
-        if given.output.resolve() == given.checkpoint.resolve():
-            raise ValueError(f"--output {given.output} is the checkpoint itself; give another name.")
-        outcome = compact(given.checkpoint)
-        print(f"{given.checkpoint}: phase {outcome.phase!r}, {outcome.epoch} epochs done; {WHERE[outcome.phase]}")
-        error = gate_difference(outcome)
-        write(outcome, given.output)
-        print(f"{given.output}: written and read back" + against_gates(error))
+        found = run(given)
     except (ValueError, Disagreement) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {given.output} could not be written: {error}", file=sys.stderr)
         return 1
-    report.console().print(before_and_after(outcome, given.output))
+    print(json.dumps(found, indent=2)) if given.json else show(found)
     return 0
 
 

@@ -7,10 +7,12 @@ says is checked before any of it is used.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-FORMAT = 1
-"""Version of the header. A reader takes this and anything older, and refuses anything newer."""
+FORMAT = 2
+"""Version of the header. A reader takes this and anything older, and refuses anything newer.
+
+2: a compact network says its class with its module, the width of every layer, and notes; provenance has more packages
+and the seed.
+"""
+PACKAGES = ("hfp", "torch", "torchvision", "safetensors")
 
 COMPACT, TRAINING, WEIGHTS = "compact network", "training checkpoint", "dense weights"
 """What a file can be; written into it."""
@@ -73,8 +80,13 @@ def write(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mappi
         OSError: as for `atomic_write`.
     """
     stored, aliases = _deduplicate(tensors)
-    text = json.dumps({"format": FORMAT, "kind": kind, "aliases": aliases, "provenance": _provenance(), **header})
+    text = header_text(kind, {"aliases": aliases, **header})
     atomic_write(path, safetensors_torch.save(stored, metadata={"hfp": text, "format": "pt"}))
+
+
+def header_text(kind: str, entries: Mapping[str, Any]) -> str:
+    """A header: format, kind and provenance, and `entries`."""
+    return json.dumps({"format": FORMAT, "kind": kind, "provenance": _provenance(), **entries})
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -83,24 +95,56 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
     Raises:
         ValueError: the file is missing, truncated, not ours, of a newer format, or of another kind.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = _check_header((file.metadata() or {}).get("hfp"), path, kind)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}). It was cut short while being copied or written, or is "
-            "something else. Copy it again, or take an earlier one."
-        ) from error
+    with opened(path) as file:
+        header = check_header((file.metadata() or {}).get("hfp"), path, kind)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     try:
         return header, tensors | {alias: tensors[name] for alias, name in header["aliases"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: its header names tensors that it does not hold ({error}).") from error
 
 
-def _check_header(text: str | None, path: str | Path, kind: str) -> dict[str, Any]:
+def kind_of(path: str | Path) -> str | None:
+    """What a file says that it is: COMPACT, TRAINING, WEIGHTS, or None for one that is not ours. Nothing is checked."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("hfp") or "null")
+        return str(header["kind"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def header_of(path: str | Path, kind: str) -> dict[str, Any]:
+    """The header of a file of ours, without its tensors.
+
+    Raises:
+        ValueError: as for `read`.
+    """
+    with opened(path) as file:
+        return check_header((file.metadata() or {}).get("hfp"), path, kind)
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[Any]:
+    """A safetensors file, ours or not, whose damage is told in words: as ValueError."""
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}). It was cut short while being copied or written, or is "
+            "something else. Copy it again, or take an earlier one."
+        ) from error
+
+
+def check_header(text: str | None, path: str | Path, kind: str) -> dict[str, Any]:
+    """The header that `text` is.
+
+    Raises:
+        ValueError: it is none of ours, of a newer format, or of another kind of file.
+    """
     try:
         header = json.loads(text or "null")
     except (ValueError, RecursionError) as error:
@@ -136,16 +180,19 @@ def _deduplicate(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     return stored, aliases
 
 
-def _provenance() -> dict[str, str]:
+def _provenance() -> dict[str, Any]:
     return {
-        "hfp": _version("hfp"),
-        "torch": torch.__version__,
+        **{package: _version(package) for package in PACKAGES},
         "python": platform.python_version(),
+        "seed": torch.initial_seed(),
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
 def _version(package: str) -> str:
+    loaded = getattr(sys.modules.get(package), "__version__", None)
+    if loaded is not None:  # it may run from a checkout; and PyTorch's own says which build it is
+        return str(loaded)
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -81,6 +81,34 @@ def placed(
     return args, kwargs
 
 
+def suited(description: Mapping[str, Any], model: nn.Module) -> Arguments:
+    """Zeros (or the values that are told) as `description` has them, where `model` is and of its precision.
+
+    >>> suited({"args": [{"shape": [1, 2], "dtype": "float32"}], "kwargs": {}}, nn.Linear(2, 3).double())
+    ((tensor([[0., 0.]], dtype=torch.float64),), {})
+    """
+    own = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return placed(rebuild(description), own.device, dict.fromkeys(floats, own.dtype))
+
+
+def batched(inputs: Arguments, size: int) -> Arguments | None:
+    """The same inputs for `size` examples at once; None unless each tensor among them is for one.
+
+    >>> batched(((torch.zeros(1, 2),), {}), 3)
+    ((tensor([[0., 0.],
+            [0., 0.],
+            [0., 0.]]),), {})
+    """
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if any(tensor.dim() == 0 or len(tensor) != 1 for tensor in tensors) or any(
+        isinstance(value, (list, tuple)) for value in (*inputs[0], *inputs[1].values())
+    ):
+        return None
+    args, kwargs = tree_map(lambda x: torch.cat([x] * size) if isinstance(x, Tensor) else x, inputs)
+    return args, kwargs
+
+
 def describe(inputs: Arguments, values: bool = False) -> dict[str, Any]:
     """Shapes and dtypes as plain JSON, enough to trace the model again.
 

@@ -137,20 +137,6 @@ def count_macs(net: nn.Module, input_size: tuple[int, int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def widths(net: nn.Module) -> dict[str, int]:
-    """Output width of every convolution and linear layer, by name, in the order of the network.
-
-    >>> widths(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1)))
-    {'0': 16, '2': 8}
-    """
-    found = {}
-    for name, module in net.named_modules():
-        width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
-        if isinstance(width, int) and isinstance(getattr(module, "weight", None), torch.Tensor):
-            found[name] = width
-    return found
-
-
 def circumstances(device: str) -> dict[str, Any]:
     """Where and when a result was made, for its JSON."""
     if device.startswith("cuda"):

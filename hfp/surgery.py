@@ -58,7 +58,7 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
     _check(table, keep)
     stays = table.extended(keep)
     names = Names.of(model)
-    lives = _lives(table, stays)
+    lives = lives_of(table, stays)
     left = {name: sliced(tensor, lives[name]) for name, tensor in names.tensors.items()}
     # The copy is told beforehand what every tensor becomes: so nothing is copied that is then thrown away, tied weights
     # stay tied, and buffers stay persistent or not.
@@ -73,8 +73,8 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
     return small
 
 
-def _lives(table: ChannelTable, stays: Tensor) -> dict[str, list[Tensor | None]]:
-    """Tensor name -> for each of its dims the indices that stay, or None where all do."""
+def lives_of(table: ChannelTable, stays: Tensor) -> dict[str, list[Tensor | None]]:
+    """Tensor name -> for each of its dims the indices that stay, or None where all do; `stays`: extended keep."""
     vectors = [vector for axes in table.axes.values() for vector in axes]
     lengths = [len(vector) for vector in vectors]
     flat = stays[torch.cat([torch.empty(0, dtype=torch.long), *vectors])]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp import gates, inputs, methods, ptflops_check, surgery
+from hfp import carry, gates, inputs, methods, ptflops_check, surgery
 from hfp.budget import Budget, Target, absolute
 from hfp.channels import ChannelTable
 from hfp.cost import Cost
@@ -161,12 +161,17 @@ class GatedModel(nn.Module):
         """The smallest `target_macs` that can be reached."""
         return smallest(self.table, self._counts()["macs"], self.round_to)
 
-    def compact(self) -> nn.Module:
+    def compact(
+        self, *, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None, ema: nn.Module | None = None
+    ) -> nn.Module:
         """A dense network of the model's own class, within the budget, that computes what this one does.
 
         Before the end of the schedule channels are cut to the target with what is known of them by then, unless the
-        schedule was stopped. `hfp.Disagreement`, a
-        RuntimeError that names the channel groups to blame, if the compact network computes something else.
+        schedule was stopped. `optimizer`, its `scheduler` (or a list of them) and `ema`, such as an AveragedModel, are
+        changed in place, to train on with the compact network as if nothing had happened: see `hfp.carry`.
+
+        `hfp.Disagreement`, a RuntimeError that names the channel groups to blame, if the compact network computes
+        something else. ValueError for an optimizer, scheduler or average that cannot be carried over.
         """
         keep = self._chosen(1.0)
         small = surgery.compact(self.model, self.table, keep)
@@ -182,6 +187,7 @@ class GatedModel(nn.Module):
             params=counts["params"],
             targets=self.targets,
         )
+        carry.carry(self.model, self.table, small, self.gates, optimizer=optimizer, scheduler=scheduler, ema=ema)
         return small
 
     def _counts(self) -> dict[str, Cost]:

@@ -25,7 +25,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import hfp
 import train
-from hfp import checkpoint
+from hfp import checkpoint, files
 from hfp.experiment.run import RunFolder
 
 X = torch.randn(2, 3, 8, 8)
@@ -347,7 +347,7 @@ def test_a_checkpoint_is_whole_or_the_one_before(
 
 def newer(folder: Path) -> None:
     path = folder / "checkpoint.safetensors"
-    path.write_bytes(path.read_bytes().replace(b'\\"format\\": 1,', b'\\"format\\": 9,'))
+    path.write_bytes(path.read_bytes().replace(b'\\"format\\": %d,' % files.FORMAT, b'\\"format\\": 9,'))
 
 
 def changed(**entries: Any) -> Callable[[Path], None]:

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hfp import checkpoint, surgery, trace
+from hfp import checkpoint, files, surgery, trace
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
+FILES = Path(__file__).parent / "files"
 
 
 class Tied(nn.Module):
@@ -112,6 +114,49 @@ def test_only_compact_networks_can_be_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_header_tells_what_the_file_is(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    checkpoint.save(compacted(network()), tmp_path / "small.safetensors", recipe={"epochs": 3})
+    header = checkpoint.header(tmp_path / "small.safetensors")
+    assert header["model"] == {"class": "torch.nn.modules.container.Sequential"}
+    assert header["widths"] == {"0": 4, "3": 4} and header["notes"] == {"recipe": {"epochs": 3}}
+    assert header["record"]["keep"] == "10101010" and header["record"]["targets"] == {"macs": 0.5}
+    assert header["provenance"]["torch"] == torch.__version__ and header["provenance"]["seed"] == 7
+    assert set(header["provenance"]) >= {"hfp", "torchvision", "safetensors", "python", "written"}
+
+
+def test_widths_are_those_of_layers_with_weights() -> None:
+    found = checkpoint.widths(torchvision.models.mobilenet_v3_small())
+    assert found["features.0.0"] == 16 and found["classifier.3"] == 1000
+    assert not any("1.block.0.1" in name for name in found)  # a batch norm
+
+
+def test_any_reader_of_safetensors_fills_a_compact_network(saved: Path) -> None:
+    """The names are the model's own: `load_state_dict` takes them."""
+    small = compacted(network())
+    small.load_state_dict(load_file(saved))
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(small.eval()(x), checkpoint.load(saved, network()).eval()(x))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_every_format_keep_loading(version: int) -> None:
+    """Written when the format was new, and never again; what they compute was noted down then."""
+    small = checkpoint.load(FILES / f"compact-{version}.safetensors", network()).eval()
+    expected = torch.tensor([-0.090315, -0.027405, 0.002030, -0.033400])
+    torch.testing.assert_close(small(torch.ones(1, 3, 8, 8))[0, :, 0, 0], expected, rtol=0, atol=1e-5)
+    state = checkpoint.load_training(FILES / f"training-{version}.safetensors")
+    assert state["epoch"] == 3 and state["optimizer"]["param_groups"][0]["momentum"] == 0.9
+    assert state["net"].keys() == small.state_dict().keys()
+    dense = network()
+    checkpoint.load_weights(FILES / f"weights-{version}.safetensors", dense)
+    keep = checkpoint.record_of(small).keep
+    assert torch.equal(dense[0].weight[keep], small[0].weight)  # type: ignore[index]
+    assert checkpoint.weights_notes(FILES / f"weights-{version}.safetensors") == {"statistics": "data"}
+    newest = files.FORMAT
+    assert (FILES / f"compact-{newest}.safetensors").is_file(), "a new format needs a file of its own here"
+
+
 # --- files that are not what they should be
 
 
@@ -143,7 +188,7 @@ DAMAGE = {
     "header no JSON": (lambda path: rewritten(path, "{"), "header is not JSON"),
     "header too deep": (lambda path: rewritten(path, "[" * 100_000), "header is not JSON"),
     "header a list": (lambda path: rewritten(path, "[]"), "was not written by hfp"),
-    "newer": (lambda path: rewritten(path, {"format": 99}), "newer hfp: it has format 99.* reads up to format 1"),
+    "newer": (lambda path: rewritten(path, {"format": 99}), "newer hfp: it has format 99.* reads up to format 2"),
     "format a bool": (lambda path: rewritten(path, {"format": True}), "was not written by hfp"),
     "no record": (lambda path: rewritten(path, {"record": None}), "no record of how its network was cut"),
     "keep no bits": (lambda path: rewritten(path, record_of(path, keep="012")), r"does not make sense \(wrong: keep"),

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import hfp
 import models
 import train
 from benchmarks import kill_resume
-from hfp import checkpoint, surgery
+from hfp import checkpoint
 from hfp.experiment import loop
 from hfp.experiment.run import PHASES, RunFolder
 
@@ -115,24 +114,6 @@ def test_an_existing_baseline_and_a_control(finished: tuple[Path, str], tmp_path
     assert result["baseline"]["params"] == result["control"]["params"] == before["baseline"]["params"]
     assert result["finetuned"]["params_share"] <= 0.5
     assert result["finetuned"]["accuracy"] == result["compacted"]["accuracy"]
-
-
-def test_pruning_goes_on_after_compaction_as_if_nothing_had_happened() -> None:
-    """One more step gated, or compaction and one step with the momentum carried over: the same weights."""
-    torch.manual_seed(0)
-    net = hfp.wrap(models.build("lenet5"), target_macs=0.4, steps=30)
-    optimizer = loop.sgd(net.param_groups(lr=0.02, weight_decay=5e-4))
-    images = [(torch.randn(8, 1, 28, 28), torch.randint(10, (8,))) for _ in range(33)]
-    loop.train_epoch(net, images[:32], optimizer, loop.Recipe(), lr_factor=lambda step: 1, penalty=net.complexity_loss)
-    assert net.progress == 1
-    small = net.compact()
-    continued = loop.sgd([{"params": small.parameters(), "lr": 0.02, "weight_decay": 5e-4}])
-    train.carry_momentum(net, optimizer, small, continued)
-    loop.train_epoch(net, images[32:], optimizer, loop.Recipe(), lr_factor=lambda step: 1)
-    loop.train_epoch(small, images[32:], continued, loop.Recipe(), lr_factor=lambda step: 1)
-    expected = surgery.compact(net.model, net.table, checkpoint.record_of(small).keep)
-    for (name, value), (_, wanted) in zip(small.named_parameters(), expected.named_parameters(), strict=True):
-        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6, msg=name)
 
 
 # --- stopping and going on

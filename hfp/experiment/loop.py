@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hfp.inputs import Arguments, placed
+
 AUXILIARY_WEIGHT = 0.3
 """Weight of an auxiliary head's loss, as GoogLeNet's authors have it (Szegedy et al., 2015, section 5)."""
 
@@ -196,21 +198,25 @@ def task_loss(output: Any, x: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
 
 
 @torch.no_grad()
-def latency(nets: Mapping[str, nn.Module], x: Tensor, *, seconds: float = 3.0, rounds: int = 100) -> dict[str, float]:
-    """Median milliseconds of one CPU forward pass of each network on x (B, C, H, W), measured side by side.
+def latency(
+    nets: Mapping[str, nn.Module], x: Tensor | Arguments, *, seconds: float = 3.0, rounds: int = 100
+) -> dict[str, float]:
+    """Median milliseconds of one CPU forward pass of each network, measured side by side.
+
+    `x`: images (B, C, H, W), or positional and keyword arguments as `hfp.inputs` has them.
 
     The networks take turns, in another order each time, so that a slow moment of the machine, or a cache that the one
     before left warm, falls on all of them alike. It stops after `rounds` turns or `seconds`, but not before five turns.
     Copies are measured: the networks stay as they are.
     """
-    x = x.cpu()
+    args, kwargs = placed(((x,), {}) if isinstance(x, Tensor) else x, torch.device("cpu"))
     copies = {name: copy.deepcopy(net).cpu().eval() for name, net in nets.items()}
     times: dict[str, list[float]] = {name: [] for name in copies}
     begin, order = time.perf_counter(), random.Random(0)
     for turn in range(rounds + 2):
         for name in order.sample(sorted(copies), len(copies)):
             start = time.perf_counter()
-            copies[name](x)
+            copies[name](*args, **kwargs)
             if turn >= 2:  # the first two turns allocate and choose kernels
                 times[name].append(1e3 * (time.perf_counter() - start))
         if turn >= 6 and time.perf_counter() - begin > seconds:

@@ -1,0 +1,252 @@
+"""Where a compact network comes from: a training checkpoint, a compact file, or anybody's dense weights.
+
+    outcome = compact("resnet56-cifar10.th", Wanted(model="resnet56", target_macs=0.4))
+
+What a file says is data: of the networks that it names only those are built that `models`, torchvision or timm list
+themselves, with values of the right kind, and nothing that a file names is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfp import catalogue, checkpoint, files, foreign, inputs, methods
+from hfp.budget import Target
+from hfp.experiment.run import PHASES
+from hfp.inputs import Arguments
+from hfp.methods.method import at_once
+from hfp.recut import recut
+from hfp.wrap import GatedModel, wrap
+
+BUILD = {
+    "name": (str,),
+    "num_classes": (int,),
+    "image_size": (int, None),
+    "in_channels": (int, None),
+    "shortcut": (str, None),
+}
+WRAP = {
+    "target_macs": (float, int, None),
+    "target_params": (float, int, None),
+    "ignore": (list,),
+    "round_to": (int,),
+    "counter": (str,),
+    "method": (str,),
+    "steps": (int,),
+}
+LARGEST = 10**6  # of any integer in BUILD: a file must not make us allocate without bound
+
+WHERE = {
+    "dense": "pruning has not begun, the gates have learnt nothing: channels are removed by untrained scores",
+    "prune": "pruning: the gates as they are now, cut to the target (with an accuracy floor: where they stand)",
+    "finetune": "compacted, fine-tuning",
+    "control": "compacted and fine-tuned, training the control",
+}
+ONE_SHOT = tuple(name for name, method in methods.METHODS.items() if method.schedule is at_once)
+"""Methods that need no training."""
+USUAL = "pag"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for beside the file; what is left out is as the file has it."""
+
+    model: str | None = None
+    """A name of `hfp.catalogue`, or module:function."""
+    shapes: Sequence[tuple[catalogue.Shape, torch.dtype]] = ()
+    """Of the example inputs; those that the network usually takes if left out."""
+    target_macs: Target | None = None
+    target_params: Target | None = None
+    round_to: int | None = None
+    method: str | None = None
+    ignore: tuple[str, ...] = ()
+    use_ema: bool = False
+    seed: int = 0
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a compact network has to be cut further."""
+        return any(value is not None for value in (self.target_macs, self.target_params, self.round_to))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A compact network, and what it is compared with."""
+
+    said: str
+    """What the file is."""
+    dense: nn.Module
+    gated: GatedModel | None
+    """The gated network with the same channels live; None once the run has left it behind."""
+    small: nn.Module
+    notes: dict[str, Any] = field(default_factory=dict)
+    """For the header of the new file: how the dense network is built."""
+
+    @property
+    def inputs(self) -> Arguments:
+        """Zeros that the networks run on."""
+        return inputs.suited(checkpoint.record_of(self.small).inputs, self.small)
+
+
+def compact(path: str | Path, wanted: Wanted = Wanted()) -> Outcome:  # noqa: B008  # frozen
+    """The compact network that the file `path` amounts to.
+
+    Raises:
+        ValueError: the file is damaged, or not one that a network can be made of; or what is wanted does not suit it.
+    """
+    if wanted.method is not None and wanted.method not in ONE_SHOT:
+        methods.find(wanted.method)
+        raise ValueError(
+            f"--method {wanted.method} needs training, which train.py --method {wanted.method} does; "
+            f"without it: {', '.join(ONE_SHOT)}"
+        )
+    kind = files.kind_of(path) if Path(path).is_file() else None
+    if kind == files.TRAINING:
+        outcome = of_training(path, wanted)
+    elif kind == files.COMPACT:
+        outcome = of_compact(path, wanted)
+    else:
+        return of_dense(path, wanted, kind)
+    if wanted.use_ema or wanted.ignore:
+        raise ValueError(f"--use-ema and --ignore are for dense weights, and {outcome.said}")
+    if not wanted.cuts:
+        if wanted.method is not None:
+            raise ValueError("--method cuts a network further; say how far: --target-macs, --target-params, --round-to")
+        return outcome
+    method = wanted.method or USUAL
+    torch.manual_seed(wanted.seed)
+    gated, small = recut(
+        outcome.dense,
+        outcome.small,
+        target_macs=wanted.target_macs,
+        target_params=wanted.target_params,
+        round_to=wanted.round_to or 1,
+        method=method,
+    )
+    if torch.equal(checkpoint.record_of(small).keep, checkpoint.record_of(outcome.small).keep):
+        return outcome  # the gates of a run have met all that is wanted
+    return dataclasses.replace(
+        outcome, said=f"{outcome.said}; cut further by {method}", gated=gated, small=small.eval()
+    )
+
+
+def of_training(path: str | Path, wanted: Wanted) -> Outcome:
+    """From a checkpoint of train.py, taken at any moment of a run."""
+    if wanted.model is not None:
+        raise ValueError(f"{path} is a training checkpoint, which says its network; leave out --model {wanted.model}")
+    state = checkpoint.load_training(path)
+    if state.get("phase") not in PHASES or not isinstance(state.get("net"), dict):
+        raise ValueError(f"{path} is not a checkpoint of train.py: it names no phase of a run and no network.")
+    phase = state["phase"]
+    said = f"phase {phase!r}, {state.get('epoch', 0)} epochs done; {WHERE[phase]}"
+    dense = of_models(state.get("build"), path)
+    notes = {"build": state["build"]}
+    if phase in ("finetune", "control"):
+        record = checkpoint.record_from_json(state.get("record"), source=str(path))
+        small = checkpoint.rebuild(dense, record, source=str(path))
+        checkpoint.fill(small, state["net"] if phase == "finetune" else state.get("small") or {}, source=str(path))
+        return Outcome(said, dense, None, small.eval(), notes)
+    gated = gates_of(state, dense, path, wanted)
+    small = gated.eval().compact()
+    gated.keep.copy_(checkpoint.record_of(small).keep)
+    return Outcome(said, dense, gated, small.eval(), notes)
+
+
+def gates_of(state: Mapping[str, Any], dense: nn.Module, path: str | Path, wanted: Wanted) -> GatedModel:
+    """The gated network of a training checkpoint, as it stood, with what is wanted instead; `dense` is filled."""
+    options = checked(state.get("wrap"), WRAP, path, "wrap")
+    instead = {name: getattr(wanted, name) for name in ("target_macs", "target_params", "round_to")}
+    options |= {name: value for name, value in instead.items() if value is not None}
+    if state["phase"] == "dense":
+        checkpoint.fill(dense, state["net"], source=str(path))
+    try:
+        gated = wrap(dense, **options)
+    except ValueError as error:
+        raise ValueError(f"{path} was made with settings that this hfp does not take: {error}") from error
+    if state["phase"] == "prune":
+        checkpoint.fill(gated, state["net"], source=str(path))
+        config = state.get("config")
+        if isinstance(config, dict) and config.get("accuracy_floor") is not None:
+            gated.stop()  # there, the target is only the end of the road
+    return gated
+
+
+def of_compact(path: str | Path, wanted: Wanted) -> Outcome:
+    """From a compact file, whose dense network the file or --model tells."""
+    notes = checkpoint.header(path).get("notes")
+    notes = notes if isinstance(notes, dict) else {}
+    name = wanted.model or notes.get("model")
+    if wanted.model is None and "build" in notes:
+        dense = of_models(notes["build"], path)
+    elif isinstance(name, str) and (wanted.model is not None or ":" not in name):
+        dense = catalogue.build(name, *_unzipped(wanted.shapes)).model
+        notes = {key: value for key, value in notes.items() if key != "build"} | {"model": name}
+    else:
+        raise ValueError(f"{path} is a compact network; give the dense one that it was cut from: --model NAME")
+    return Outcome("a compact network", dense, None, checkpoint.load(path, dense).eval(), notes)
+
+
+def of_dense(path: str | Path, wanted: Wanted, kind: str | None) -> Outcome:
+    """From dense weights of whatever origin, by a method that needs no training."""
+    found = checkpoint.weights_of(path) if kind == files.WEIGHTS else foreign.read(path, use_ema=wanted.use_ema)
+    if wanted.model is None:
+        raise ValueError(
+            f"{path} holds dense weights; say of which network: --model NAME (of torchvision, timm or this checkout), "
+            "or --model module:function for one of your own"
+        )
+    if wanted.target_macs is None and wanted.target_params is None:
+        raise ValueError(
+            f"{path} holds dense weights; say how much may stay: --target-macs 0.4, --target-params 0.5, or both"
+        )
+    network = catalogue.build(wanted.model, *_unzipped(wanted.shapes))
+    foreign.fill(network.model.eval(), found, source=str(path))
+    method = wanted.method or USUAL
+    torch.manual_seed(wanted.seed)
+    gated = wrap(
+        network.model, network.inputs, target_macs=wanted.target_macs, target_params=wanted.target_params, steps=1,
+        ignore=wanted.ignore, round_to=wanted.round_to or 1, method=method,
+    )  # fmt: skip
+    small = gated.eval().compact()
+    gated.keep.copy_(checkpoint.record_of(small).keep)
+    notes = {"model": wanted.model, "seed": wanted.seed, "weights": Path(path).name}
+    averaged = "averaged " if wanted.use_ema else ""
+    return Outcome(f"{averaged}dense weights of {wanted.model}; cut by {method}", network.model, gated, small, notes)
+
+
+def _unzipped(shapes: Sequence[tuple[catalogue.Shape, torch.dtype]]) -> tuple[list[catalogue.Shape], list[torch.dtype]]:
+    return [shape for shape, _ in shapes], [dtype for _, dtype in shapes]
+
+
+def of_models(build: Any, path: str | Path) -> nn.Module:
+    """The dense network that a file of ours was made from, with fresh weights: `models.build` of checked arguments."""
+    try:
+        import models
+    except ImportError as error:
+        raise ValueError(
+            "The package `models` is not here. Run `python -m hfp.compact` in the checkout that train.py was run in."
+        ) from error
+    options = checked(build, BUILD, path, "build")
+    if any(isinstance(value, int) and not 0 < value <= LARGEST for value in options.values()):
+        raise ValueError(f"{path} asks for a network of an impossible size: {options}.")
+    return models.build(**options)  # takes only names that it lists itself
+
+
+def checked(options: Any, kinds: Mapping[str, tuple[type | None, ...]], path: str | Path, what: str) -> dict[str, Any]:
+    """`options` if it has exactly the keys of `kinds`, each with a value of one of its kinds (a bool is no int)."""
+    if not isinstance(options, dict) or options.keys() != kinds.keys():
+        raise ValueError(
+            f"{path} does not say how its network is made: its entry {what!r} should have {', '.join(kinds)}."
+        )
+    for name, value in options.items():
+        if (None if value is None else type(value)) not in kinds[name]:
+            raise ValueError(f"{path} has {name}={value!r} in its entry {what!r}, which is of the wrong kind.")
+    if not all(isinstance(pattern, str) for pattern in options.get("ignore", ())):
+        raise ValueError(f"{path} has something other than names in its list of ignored modules.")
+    return dict(options)

@@ -1,0 +1,132 @@
+"""Cut a compact network further, so that what comes out is still a cut of the dense one.
+
+    net, smaller = recut(dense, small, target_macs=0.3, round_to=8)      # shares are those of the dense network
+
+What is pruned twice would have to be loaded twice. So the channels that are left are found in the channel table of the
+dense network again, by their places in its tensors: one record, one file, one constructor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfp import checkpoint, inputs, surgery
+from hfp.budget import Target, absolute
+from hfp.channels import ChannelTable
+from hfp.labels import FIXED
+from hfp.threshold import threshold
+from hfp.trace import trace
+from hfp.wrap import GatedModel, counts, wrap
+
+
+def recut(
+    dense: nn.Module,
+    small: nn.Module,
+    *,
+    target_macs: Target | None = None,
+    target_params: Target | None = None,
+    round_to: int = 1,
+    method: str = "pag",
+) -> tuple[GatedModel, nn.Module]:
+    """`small`, a cut of `dense`, cut further: the gated network that says so, and the compact one.
+
+    Targets are for the dense network; what has none may be as large as it is, but no larger. Widths are rounded down.
+
+    Raises:
+        ValueError: a target that is out of reach.
+    """
+    record = checkpoint.record_of(small)
+    args, kwargs = inputs.suited(record.inputs, small)
+    given = args or kwargs
+    ignore, counter = tuple(record.targets.get("ignore") or ()), record.targets.get("counter") or "macs"
+    table = trace(dense, given, ignore=ignore)
+    targets = {"macs": target_macs, "params": target_params}
+    limits = {}
+    for name, cost in counts(table, counter).items():
+        now, target = cost.count(record.keep), targets[name]
+        limits[name] = now if target is None else min(now, absolute(target, f"target_{name}", cost.dense(), 0))
+    net = wrap(
+        small, given, target_macs=limits["macs"], target_params=limits["params"], steps=1, ignore=ignore,
+        round_to=round_to, counter=counter, method=method,
+    ).eval()  # fmt: skip
+    # Not net.compact() alone: what meets its targets already would keep widths that are no multiples.
+    scores = net.method.scores(net).detach()
+    keep = threshold(scores, net.table, [(each.cost, each.target) for each in net.budgets], round_to=round_to)
+    keep = rounded(keep, scores, net.table, round_to)
+    net.keep.copy_(keep)
+    net.stop()
+    smaller = net.compact()
+    composed = compose(table, record.keep, net.table, keep)
+    out = surgery.compact(dense, table, composed)
+    checkpoint.fill(out, smaller.state_dict(), source="the network that was cut again")
+    told: dict[str, Any] = {"method": method, "round_to": round_to}
+    told |= {name: target for name, target in targets.items() if target is not None}
+    out.hfp_record = dataclasses.replace(  # type: ignore[assignment]
+        record,
+        keep=composed,
+        targets=record.targets | told,
+        macs=counts(table, counter)["macs"].count(composed),
+        params=table.params.count(composed),
+    )
+    return net, out.train(smaller.training)
+
+
+def rounded(keep: Tensor, scores: Tensor, table: ChannelTable, size: int) -> Tensor:
+    """(channels,) bool: `keep` without the lowest scores of every group of which no multiple of `size` is left.
+
+    What is narrower than `size` stays as it is.
+    """
+    fewer = keep.clone()
+    for group in table.groups:
+        live = group.channels[keep[group.channels]]
+        extra = len(live) % size
+        if extra and len(live) - extra >= max(group.least, size):
+            fewer[live[scores[live].argsort(stable=True)[:extra]]] = False
+    return fewer
+
+
+def compose(dense: ChannelTable, kept: Tensor, small: ChannelTable, keep: Tensor) -> Tensor:
+    """(dense.channels,) bool: the channels of the dense network that are left after both cuts.
+
+    `kept` (dense.channels,) made the small network, `keep` (small.channels,) is a cut of it.
+
+    Raises:
+        ValueError: a channel of the small network is none of the dense one's.
+    """
+    origin = torch.full((small.channels,), FIXED)
+    stays = dense.extended(kept)
+    for name, axes in dense.axes.items():
+        for before, after in zip(axes, small.axes[name], strict=True):
+            before = before[stays[before]]
+            if before.shape != after.shape:
+                raise ValueError(f"{name} is not cut as the record says; write the file again with hfp.save")
+            _note(origin, before, after, dense, small)
+    if bool((origin == FIXED).any()):
+        raise ValueError(
+            "some channels of the compact network are not found in the dense one; prune the dense one instead"
+        )
+    both = kept.clone()
+    both[origin] = keep
+    return both
+
+
+def _note(origin: Tensor, before: Tensor, after: Tensor, dense: ChannelTable, small: ChannelTable) -> None:
+    """Enter where the channels along an axis come from: numbers `before` in the dense table, `after` in the small."""
+    channel = (after != FIXED) & (after < small.channels) & (before != FIXED) & (before < dense.channels)
+    both = (after >= small.channels) & (before >= dense.channels)
+    rows = small.products[after[both] - small.channels], dense.products[before[both] - dense.channels]
+    pairs = [(after[channel], before[channel])]
+    if rows[0].shape == rows[1].shape:
+        pairs.append((rows[0].flatten(), rows[1].flatten()))
+    for own, theirs in pairs:
+        known = (own != FIXED) & (theirs != FIXED)
+        own, theirs = own[known], theirs[known]
+        if bool(((origin[own] != FIXED) & (origin[own] != theirs)).any()):
+            raise ValueError(
+                "a channel of the compact network is several of the dense one; prune the dense one instead"
+            )
+        origin[own] = theirs

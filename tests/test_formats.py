@@ -1,0 +1,75 @@
+"""Every format computes what the network does; what a format needs and lacks is told."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+import hfp
+import models
+from hfp import files, formats
+from hfp.origin import Outcome
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporters
+
+
+@pytest.fixture(scope="module")
+def outcome() -> Outcome:
+    torch.manual_seed(0)
+    dense = models.build("lenet5").eval()
+    return Outcome("a test", dense, None, hfp.wrap(dense, target_macs=0.4).compact().eval())
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_what_is_written_computes_the_same_for_a_batch(name: str, outcome: Outcome, tmp_path: Path) -> None:
+    if missing := [package for package in formats.FORMATS[name].needs if importlib.util.find_spec(package) is None]:
+        pytest.skip(f"{missing} not installed")
+    path = tmp_path / f"small{formats.FORMATS[name].suffix}"
+    assert formats.write(outcome, name, path) <= formats.FORMATS[name].apart
+    x = torch.randn(5, 1, 28, 28)
+    with torch.no_grad():
+        found = formats.FORMATS[name].read(outcome, path)(x)
+        expected = outcome.small(x)
+    torch.testing.assert_close(found[0] if isinstance(found, list) else found, expected, rtol=1e-4, atol=1e-5)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["safetensors", "torchscript"])
+def test_what_computes_something_else_does_not_stay(
+    name: str, outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfp.surgery.difference", lambda *given: 1.0)
+    with pytest.raises(ValueError, match="does not hold what was written to it: outputs differ by 1.0e"):
+        formats.write(outcome, name, tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_are_made_of_the_output() -> None:
+    given = Path("runs/small.v2.safetensors")
+    assert formats.paths(given, ["onnx"]) == {"onnx": given}
+    found = formats.paths(given, ["safetensors", "pt2"])
+    assert found == {"safetensors": given, "pt2": Path("runs/small.v2.pt2")}
+    assert formats.paths(Path("small"), ["pt2", "onnx"])["onnx"] == Path("small.onnx")
+    assert formats.of_suffix(Path("a.torchscript")) == "torchscript"
+
+
+def test_what_is_not_there_is_told_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="--format onnx needs onnx, .*: pip install onnx onnxscript onnxruntime"):
+        formats.check(["safetensors", "onnx"])
+    with pytest.raises(ValueError, match="--format pickle: expected some of safetensors,pt2"):
+        formats.check(["pickle"])
+
+
+def test_a_disk_that_is_full_leaves_nothing(outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    for name in ("safetensors", "pt2", "torchscript"):
+        with pytest.raises(OSError, match="No space left"):
+            formats.write(outcome, name, tmp_path / "small")
+    assert not list(tmp_path.iterdir())

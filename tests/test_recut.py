@@ -1,0 +1,75 @@
+"""A compact network cut further is a cut of the dense one: one record, one constructor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import hfp
+import models
+from hfp import checkpoint, surgery
+from hfp.inputs import arguments
+from hfp.recut import recut, rounded
+
+NETS: dict[str, tuple[Any, Any]] = {
+    "lenet5": (lambda: models.build("lenet5"), torch.zeros(1, 1, 28, 28)),
+    "resnet20": (lambda: models.build("resnet20"), torch.zeros(1, 3, 32, 32)),
+    "mobilenet": (lambda: torchvision.models.mobilenet_v2(num_classes=10), torch.zeros(1, 3, 64, 64)),
+    "heads": (
+        lambda: torchvision.models.VisionTransformer(
+            image_size=32, patch_size=16, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=48, num_classes=10
+        ),
+        torch.zeros(1, 3, 32, 32),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_it_loads_from_the_dense_constructor_and_computes_the_same(name: str, tmp_path: Path) -> None:
+    build, example = NETS[name]
+    torch.manual_seed(0)
+    dense = build().eval()
+    small = hfp.wrap(dense, example, target_macs=0.6, method="magnitude").compact()
+    net, smaller = recut(dense, small, target_macs=0.45, method="magnitude")
+    record = checkpoint.record_of(smaller)
+    assert 0 < record.macs <= 0.45 * record.dense_macs and record.macs < checkpoint.record_of(small).macs
+    assert record.params == sum(parameter.numel() for parameter in smaller.parameters())
+    assert bool((checkpoint.record_of(small).keep | ~record.keep).all())  # nothing came back
+    hfp.save(smaller, tmp_path / "smaller.safetensors")
+    loaded = hfp.load(tmp_path / "smaller.safetensors", build()).eval()
+    assert surgery.difference(net, loaded, arguments(dense, example)) < 1e-5
+
+
+def test_widths_are_rounded_down_where_they_are_wide_enough() -> None:
+    dense = models.build("resnet20")
+    small = hfp.wrap(dense, target_macs=0.4).compact()
+    net, smaller = recut(dense, small, round_to=4)
+    before, after = checkpoint.widths(small), checkpoint.widths(smaller)
+    firsts = [name for name in before if name.endswith(".conv1")]
+    assert any(before[name] % 4 for name in firsts)
+    assert all(after[name] == (before[name] // 4 * 4 or before[name]) for name in firsts)
+    again = recut(dense, smaller, round_to=4)[1]
+    assert torch.equal(checkpoint.record_of(again).keep, checkpoint.record_of(smaller).keep)
+
+
+def test_the_worst_go_first() -> None:
+    table = hfp.trace(nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 2, 1)), torch.zeros(1, 3, 2, 2))
+    keep = torch.arange(12) != 3
+    scores = torch.tensor([5.0, 1, 9, 0, 8, 2, 7, 6, 5, 5, 5, 5])
+    assert (~rounded(keep, scores, table, 4)).nonzero().flatten().tolist() == [0, 1, 3, 5]
+    assert torch.equal(rounded(keep, scores, table, 16), keep)
+
+
+def test_targets_are_those_of_the_dense_network() -> None:
+    dense = models.build("lenet5")
+    small = hfp.wrap(dense, target_macs=0.4).compact()
+    assert torch.equal(recut(dense, small, target_macs=0.9)[1].hfp_record.keep, small.hfp_record.keep)  # type: ignore
+    with pytest.raises(ValueError, match="smallest reachable target"):
+        recut(dense, small, target_macs=0.0001)
+    with pytest.raises(ValueError, match="is not a compact network"):
+        recut(dense, dense)
