@@ -267,6 +267,8 @@ class _Trial:
             self.lost = True
             with self.watcher.paused():
                 self._misfit(self._expected(), f"fails ({first_line(error)})")
+        if self.astray is None and called is not None and not self.lost:
+            self.astray = self._misshapen(out, called, start)
         if self.astray is not None and not self.lost:
             with self.watcher.paused():
                 self.lost = called is None or not self._as_left(out, called, start)
@@ -293,7 +295,7 @@ class _Trial:
     def _as_left(self, out: Any, called: Called, start: int) -> bool:
         """Whether the function gave what should come out."""
         counted = any(step.operator in MIXERS or step.own for step in self.dense[start : called.end])
-        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        tensors = _tensors(out)
         return len(tensors) == len(called.outs) and all(
             _fits(tensor.shape, self.cut.shape(shape, labels), () if counted else labels)
             and all(
@@ -302,6 +304,19 @@ class _Trial:
             )
             for tensor, (shape, labels, *_) in zip(tensors, called.outs, strict=True)
         )
+
+    def _misshapen(self, out: Any, called: Called, start: int) -> tuple[str, Sequence[Extent]] | None:
+        """How the shapes given differ from what is left. Steps miss some: a group's only channel left has no labels."""
+        if not any(
+            len(self.cut.left(ids)) < len(ids) for step in self.dense[start : called.end] for ids in step.touched
+        ):
+            return None  # what has no channels may have any shape
+        for tensor, (dense, labels, *_) in zip(_tensors(out), called.outs, strict=False):
+            predicted = self.cut.shape(dense, labels)
+            if not _fits(tensor.shape, predicted, labels):
+                how = f"gives the shape {tuple(tensor.shape)}, where {tuple(predicted)} is left"
+                return how, self._extents(dense, labels, predicted, tensor.shape)
+        return None
 
     def _instead(self, site: Site, called: Called, args: Any, kwargs: Any, before: int) -> Any:
         """What should have come out."""
@@ -414,6 +429,10 @@ class _Trial:
 
 def _operator(step: Step) -> str:
     return _SAME_OPERATOR.get(step.operator, step.operator)
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
 
 
 def _fits(shape: Sequence[int], predicted: Sequence[int], labels: Labels) -> bool:

@@ -108,6 +108,19 @@ def literal_unflattening() -> Net:
     return between(lambda h: h.flatten(1).unflatten(1, (6, 8, 8)))
 
 
+@trap(None, shapes=((2, 12, 6),))
+def literal_heads_of_two_places() -> Net:
+    """Values cut to one place, which has no labels left: tokens move into the heads, and the next reshape hides it."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, -1, 4, 2).transpose(1, 2).reshape(b * 4, n, -1) for layer in (net.q, net.k, net.v))
+        h = torch.bmm(torch.bmm(q, k.mT).softmax(-1), v).view(b, 4, n, -1)
+        return net.o(h.transpose(1, 2).flatten(2))
+
+    return Net(run, q=nn.Linear(6, 8), k=nn.Linear(6, 8), v=nn.Linear(6, 8), o=nn.Linear(8, 4))
+
+
 @trap(None)
 def literal_expand() -> Net:
     run = lambda net, x: net.b(net.a(x) * net.scale.expand(6, 8, 8))  # noqa: E731
