@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hfp.labels import ANY, FIXED, Labels, Ledger, anything
 from hfp.rules.call import Call, Rule, labelled, looked_up, stays_whole
+from hfp.rules.spatial import SPATIAL
 
 
 def permuted(order: Callable[[Call], Sequence[int]]) -> Rule:
@@ -286,52 +287,6 @@ def expand(ledger: Ledger, call: Call) -> Labels:
     return tuple(anything(after) if before == 1 and after > 1 else ids for ids, before, after in lengths)
 
 
-def pixel_shuffle(ledger: Ledger, call: Call) -> Labels:
-    """`(input, r)`: (C * r * r, H, W) to (C, H * r, W * r); the r * r that make one channel go together."""
-    labels = list(call.labels(call.args[0]))
-    if labels and labels[-3] is not None:
-        ids = labels[-3].reshape(-1, call.args[1] ** 2)
-        ledger.tie(ids[:, :1], ids, call.place)
-        labels[-3] = ids[:, 0] if len(ids) > 1 else None
-    return _off_space(ledger, call, labels)
-
-
-def pixel_unshuffle(ledger: Ledger, call: Call) -> Labels:
-    """`(input, r)`: (C, H * r, W * r) to (C * r * r, H, W); every channel becomes r * r."""
-    labels = list(call.labels(call.args[0]))
-    if labels and labels[-3] is not None:
-        labels[-3] = labels[-3].repeat_interleave(call.args[1] ** 2)
-    return _off_space(ledger, call, labels)
-
-
-def _off_space(ledger: Ledger, call: Call, labels: list[Tensor | None]) -> Labels:
-    for axis, ids in labelled(tuple(labels)):
-        if axis >= len(labels) - 2:
-            ledger.pin(ids, "is shuffled between channels and space", call.place)
-            labels[axis] = None
-    return tuple(labels)
-
-
-def im2col(ledger: Ledger, call: Call) -> Labels:
-    """`(input, kernel, ...)`: (B, C, H, W) to (B, C * kernel, positions); a channel becomes as many as it has taps."""
-    ids = call.ids(call.args[0], -3)
-    labels: list[Tensor | None] = [None] * call.out.dim()
-    labels[-2] = None if ids is None else ids.repeat_interleave(prod(call.args[1]))
-    _off_space(ledger, call, list(call.labels(call.args[0])))
-    return tuple(labels)
-
-
-def col2im(ledger: Ledger, call: Call) -> Labels:
-    """`(input, size, kernel, ...)`: the inverse; the taps of a channel go together."""
-    ids = call.ids(call.args[0], -2)
-    labels: list[Tensor | None] = [None] * call.out.dim()
-    if ids is not None:
-        ids = ids.reshape(-1, prod(call.args[2]))
-        ledger.tie(ids[:, :1], ids, call.place)
-        labels[-3] = ids[:, 0] if len(ids) > 1 else None
-    return tuple(labels)
-
-
 def glu(ledger: Ledger, call: Call) -> Labels:
     """`(input, dim)`: one half times the sigmoid of the other; they are cut alike."""
     labels = list(call.labels(call.args[0]))
@@ -341,26 +296,6 @@ def glu(ledger: Ledger, call: Call) -> Labels:
         ledger.tie(halves[0], halves[1], call.place)
         labels[axis] = halves[0] if halves.shape[1] > 1 else None
     return tuple(labels)
-
-
-def rot90(ledger: Ledger, call: Call) -> Labels:
-    """`(input, k, dims)`: axes in `dims` change places."""
-    labels, dims = list(call.labels(call.args[0])), call.argument(2, "dims", [0, 1])
-    for axis in dims if labels else ():
-        if labels[axis] is not None:
-            ledger.pin(labels[axis], "is rotated along the channels", call.place)
-            labels[axis] = None
-    return tuple(labels)
-
-
-def grid_sample(ledger: Ledger, call: Call) -> Labels:
-    """`(input, grid, ...)`: space is sampled; batch and channels are kept."""
-    for tensor in call.args[:2]:
-        for axis, ids in enumerate(call.labels(tensor)):
-            if ids is not None and (tensor is call.args[1] or axis > 1):
-                ledger.pin(ids, "is sampled at points", call.place)
-    labels = call.labels(call.args[0])
-    return labels[:2] + (None,) * (call.out.dim() - 2) if labels else ()
 
 
 def as_pairs(ledger: Ledger, call: Call) -> Labels:
@@ -374,16 +309,6 @@ def as_pairs(ledger: Ledger, call: Call) -> Labels:
 def as_real(ledger: Ledger, call: Call) -> Labels:
     labels = call.labels(call.args[0])
     return (*labels, None) if labels else ()
-
-
-def transform(ledger: Ledger, call: Call) -> Labels:
-    """`(input, dims, ...)` of a Fourier transform: it works along `dims`."""
-    labels = list(call.labels(call.args[0]))
-    for axis in call.args[1] if labels else ():
-        if labels[axis] is not None:
-            ledger.pin(labels[axis], "is transformed along the channels", call.place)
-            labels[axis] = None
-    return tuple(labels)
 
 
 def index(ledger: Ledger, call: Call) -> Labels:
@@ -431,6 +356,7 @@ _VIEWS = "view _unsafe_view reshape _reshape_alias"
 _SPLITS = "split split_with_sizes unsafe_split chunk"
 
 MOVERS: dict[str, Rule] = {
+    **SPATIAL,
     **dict.fromkeys("t numpy_T adjoint mT transpose swapaxes".split(), permuted(_swapped)),
     "permute": permuted(lambda call: [axis % call.out.dim() for axis in call.args[1]]),
     "movedim": permuted(_moved),
@@ -450,16 +376,9 @@ MOVERS: dict[str, Rule] = {
     "cat": cat,
     "stack": stack,
     "expand": expand,
-    "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": pixel_unshuffle,
-    "im2col": im2col,
-    "col2im": col2im,
     "glu": glu,
-    "rot90": rot90,
     "view_as_complex": as_pairs,
     "view_as_real": as_real,
-    **dict.fromkeys("grid_sampler_2d grid_sampler_3d".split(), grid_sample),
-    **dict.fromkeys("_fft_r2c _fft_c2r _fft_c2c".split(), transform),
     "index": index,
     "index_select": along_one,
     "gather": along_one,
