@@ -37,6 +37,25 @@ def sizes(layer: nn.Module) -> Tensor:
     return torch.stack([row.abs().mean() for row in layer.weight.detach().double()])  # type: ignore[union-attr]
 
 
+def test_hfp_lets_a_gate_count_more_the_fewer_are_above_it_in_its_layer() -> None:
+    net = wrapped("hfp")
+    first, second = torch.tensor([1.0, 6, 5, 2, 4, 3]), torch.tensor([5.0, 4, 3, 2, 1])
+    net.gates.data.copy_(torch.cat([first, second]))
+    above = torch.tensor([5.5, 0.5, 1.5, 4.5, 2.5, 3.5]), torch.tensor([0.5, 1.5, 2.5, 3.5, 4.5])
+    expected = torch.cat([6 * first / above[0], 5 * second / above[1]])
+    assert torch.allclose(net.method.scores(net).float(), expected)
+
+
+def test_hfp_does_not_cut_a_layer_to_one_channel_for_gates_that_are_a_little_smaller() -> None:
+    net = hfp.wrap(models.build("resnet20"), target_macs=0.4)
+    net.gates.data.fill_(1.0)
+    weakest = net.table.groups[1].channels
+    net.gates.data[weakest] = 0.9
+    keep = net.compact().hfp_record.keep  # type: ignore[union-attr]
+    shares = [float(keep[group.channels].float().mean()) for group in net.table.groups]  # type: ignore[index]
+    assert max(shares) - min(shares) < 0.15
+
+
 def test_pag_compares_filters_of_all_layers_as_they_are() -> None:
     net = wrapped("pag", target_params=0.45, target_macs=None)
     expected = torch.cat([sizes(net.model[0]), sizes(net.model[3])])  # type: ignore[index]

@@ -53,6 +53,18 @@ def relative(scores: Tensor, table: ChannelTable) -> Tensor:
     return found
 
 
+def standing(scores: Tensor, table: ChannelTable) -> Tensor:
+    """(channels,) float64: the rank in the group as a share of its width, from 0.5 / width for the highest score.
+
+    Halves, so that groups of any width are treated alike when one threshold cuts them all.
+    """
+    found = torch.empty(table.channels, dtype=torch.float64)
+    for group in table.groups:
+        best = group.channels[scores[group.channels].argsort(descending=True, stable=True)]
+        found[best] = (torch.arange(group.width, dtype=found.dtype) + 0.5) / group.width
+    return found
+
+
 def learned(net: GatedModel) -> Tensor:
     """(channels,) the gates; the size of the filters while nothing has trained them yet, so that all are 0."""
     return net.gates if bool(net.gates.any()) else relative_magnitude(net.model, net.table)

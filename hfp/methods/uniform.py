@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from hfp.methods.magnitude import filter_sizes
+from hfp.methods.magnitude import filter_sizes, standing
 from hfp.methods.method import Method, at_once
 
 if TYPE_CHECKING:
@@ -18,13 +17,8 @@ if TYPE_CHECKING:
 
 
 def scores(net: GatedModel) -> Tensor:
-    """(channels,) the rank in the group, as a share of its width: one threshold then leaves the same share of each."""
-    sizes = filter_sizes(net.model, net.table)
-    ranks = torch.empty_like(sizes)
-    for group in net.table.groups:
-        best = group.channels[sizes[group.channels].argsort(descending=True, stable=True)]
-        ranks[best] = -(torch.arange(group.width, dtype=ranks.dtype) + 0.5) / group.width
-    return ranks
+    """(channels,) one threshold on the standing in the group leaves the same share of each group."""
+    return -standing(filter_sizes(net.model, net.table), net.table)
 
 
 METHOD = Method("uniform", scores=scores, schedule=at_once)
