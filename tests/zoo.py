@@ -252,4 +252,29 @@ def nothing_found() -> Net:
     return Net(run, a=conv(3, 6), b=conv(6, 4), c=nn.Linear(6 * 64, 4))
 
 
+@specimen({places("a", "q/0 o.weight/1"): 6}, shapes=((2, 5, 3),))
+def pooled_by_a_vector() -> Net:
+    """Attention with one query that is learned: a matrix times a vector."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).tanh()
+        return net.o(((h @ net.q).softmax(1)[..., None] * h).sum(1))
+
+    return Net(run, a=nn.Linear(3, 6), q=parameter(6), o=nn.Linear(6, 4))
+
+
+@specimen({places("a", "m/1"): 6, places("m/0 c/0", "o.weight/1"): 5}, shapes=((3,),))
+def vector_by_a_matrix() -> Net:
+    run = lambda net, x: net.o(torch.addmv(net.c, net.m, net.a(x)).relu())  # noqa: E731
+    return Net(run, a=nn.Linear(3, 6), m=parameter(5, 6), c=parameter(5), o=nn.Linear(5, 4))
+
+
+@specimen({places("a", "b"): 6}, shapes=((2, 3),))
+def products_of_two_vectors() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        return torch.stack([torch.dot(one.sigmoid(), other) for one, other in zip(net.a(x), net.b(x), strict=True)])
+
+    return Net(run, a=nn.Linear(3, 6), b=nn.Linear(3, 6))
+
+
 ZOO = CHAINS | JOINS

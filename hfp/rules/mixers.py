@@ -182,18 +182,7 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     """`mm(a, b)` of a (..., M, K) and b (..., K, N), `bmm` with one batch axis, `addmm` and `baddbmm` with a bias."""
     a, b = call.args[-2:]
     left, right = call.ids(a, -1), call.ids(b, -2)
-    if call.name_of(b) is not None:
-        read_by(ledger, call, left, b, right)
-    elif call.name_of(a) is not None:
-        read_by(ledger, call, right, a, left)
-    elif left is not None and right is not None:
-        ledger.tie(left, right, call.place)
-        ledger.ask(left, "zero", "is read by another activation", call.place)
-        ledger.ask(right, "again", "is read by another activation", call.place)
-    else:
-        for ids in (left, right):
-            if ids is not None:
-                ledger.pin(ids, "is multiplied by a tensor of its own, fixed size", call.place)
+    _read(ledger, call, a, left, b, right)
     batch = _batch(ledger, call, a, b) if a.dim() == 3 else None
     rows, columns = call.ids(a, -2), call.ids(b, -1)
     for ids, weight in ((rows, a), (columns, b)):
@@ -215,6 +204,34 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     stacked = [(b if batch is not None and batch is not call.ids(a, 0) else a, 0)] if a.dim() == 3 else []
     count_macs(ledger, call, 1, [*stacked, (a, -2), inner, (b, -1)])
     return labels
+
+
+def matrix_vector(ledger: Ledger, call: Call) -> Labels:
+    """`mv(a, b)` of a (M, K) and b (K), `addmv` with a bias, `dot` of two (K); `FlopCounterMode` counts none."""
+    a, b = call.args[-2:]
+    _read(ledger, call, a, call.ids(a, -1), b, call.ids(b, 0))
+    rows = call.ids(a, 0) if a.dim() == 2 else None
+    if rows is not None and call.name_of(a) is not None:
+        ledger.produced.append(rows)
+    if len(call.args) == 3:
+        _add_bias(ledger, call, rows, call.args[0])
+    return (rows,) if a.dim() == 2 else ()
+
+
+def _read(ledger: Ledger, call: Call, a: Tensor, left: Tensor | None, b: Tensor, right: Tensor | None) -> None:
+    """Products of a, along its labels `left`, and b, along `right`, are summed: if either is a weight, it reads."""
+    if call.name_of(b) is not None:
+        read_by(ledger, call, left, b, right)
+    elif call.name_of(a) is not None:
+        read_by(ledger, call, right, a, left)
+    elif left is not None and right is not None:
+        ledger.tie(left, right, call.place)
+        ledger.ask(left, "zero", "is read by another activation", call.place)
+        ledger.ask(right, "again", "is read by another activation", call.place)
+    else:
+        for ids in (left, right):
+            if ids is not None:
+                ledger.pin(ids, "is multiplied by a tensor of its own, fixed size", call.place)
 
 
 def _batch(ledger: Ledger, call: Call, a: Tensor, b: Tensor) -> Tensor | None:
@@ -244,5 +261,6 @@ MIXERS: dict[str, Rule] = {
     "convolution": convolution,
     "torchvision::deform_conv2d": deform_conv2d,
     **dict.fromkeys("mm bmm addmm baddbmm".split(), matmul),
+    **dict.fromkeys("mv addmv dot vdot".split(), matrix_vector),
     **dict.fromkeys("embedding _embedding_bag _embedding_bag_forward_only".split(), embedding),
 }
