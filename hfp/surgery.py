@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
 from hfp.attention import MultiheadAttention
+from hfp.chance import NoChance
 from hfp.copies import copied
 from hfp.inputs import Arguments
 from hfp.labels import prunable
@@ -190,10 +192,13 @@ def _set_widths(module: nn.Module, own: Callable[[str], Tensor | None]) -> None:
         module.num_parameters = len(weight)
 
 
-def difference(a: Callable[..., Any], b: Callable[..., Any], inputs: Arguments, as_given: bool = False) -> float:
+def difference(
+    a: Callable[..., Any], b: Callable[..., Any], inputs: Arguments, as_given: bool = False, chance: bool = True
+) -> float:
     """The largest difference of what `a` and `b` give for random inputs, relative to the largest output.
 
     `as_given`: for the inputs themselves, where not any number will do, such as the corners of a box.
+    `chance`: they may draw numbers, from the same seed; without it, all that they draw is one number.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -205,8 +210,8 @@ def difference(a: Callable[..., Any], b: Callable[..., Any], inputs: Arguments, 
     args, kwargs = tree_map(noise, inputs)
     outs = []
     for function in (a, b):
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)  # a model that draws numbers draws the same
+        with torch.no_grad(), torch.random.fork_rng(), nullcontext() if chance else NoChance():
+            torch.manual_seed(0)
             outs.append([x.double() for x in tensors_of(function(*args, **kwargs))])
     worst = 0.0
     for x, y in zip(*outs, strict=True):

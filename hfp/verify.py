@@ -78,24 +78,27 @@ class Proof:
         readers: gates.Readers | None = None,
         ignored: Sequence[str] = (),
         tolerance: float | None = None,
+        chance: bool = True,
     ) -> None:
-        """`ignored`: what the table was made with, and the advice goes on from; `tolerance`: that of the precision."""
+        """`ignored`: what the table was made with, and the advice goes on from; `tolerance`: that of the precision;
+        `chance`: whether the model may draw numbers, which are others for another width."""
         first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
         self.dtype, self.device = first.dtype, first.device
         self.model, self.table, self.arguments = model, table, placed(arguments, self.device)
         self.readers = gates.Readers(model, table).to(self.device) if readers is None else readers
-        self.ignored = ignored
+        self.ignored, self.chance = ignored, chance
         self.tolerance = surgery.TOLERANCE.get(self.dtype, 1e-4) if tolerance is None else tolerance
 
     def check(self, keep: Tensor, small: nn.Module | None = None) -> float:
         """The difference at `keep` (channels,), where it is but rounding; `small`: the model cut to it, if there is.
 
-        Rounding, and choices that rest on it (the best boxes), may tell float32 outputs apart: then float64 decides.
+        Rounding, and choices that rest on it (the best boxes), may tell float32 outputs apart, and so may numbers
+        that are drawn: then float64 decides, and all that is drawn is one number.
         """
         error, _ = self.compared(keep, small)
         if error <= self.tolerance:
             return error
-        judge = self._in_double()
+        judge = self._judge()
         error, words = judge.compared(keep)
         if error <= judge.tolerance:
             return error
@@ -112,7 +115,7 @@ class Proof:
         modes = {module: module.training for module in (*self.model.modules(), *small.modules())}
         try:
             self.model.eval(), small.eval()
-            error = surgery.difference(gated, small, self.arguments, tells_values(self.table.inputs))
+            error = surgery.difference(gated, small, self.arguments, tells_values(self.table.inputs), self.chance)
         except torch.OutOfMemoryError:
             raise
         except Exception as failure:  # whatever a forward may raise where a length in it is wrong
@@ -122,16 +125,21 @@ class Proof:
                 module.training = training
         return error, f"differs from the gated one by {error:.1e} of its largest output"
 
-    def _in_double(self) -> Proof:
-        """The same in float64, if the model takes it: if it then computes the same with nothing cut."""
+    def _judge(self) -> Proof:
+        """The same in float64, without chance, or both, if the model takes it: with nothing cut, all is the same."""
         whole = torch.ones(self.table.channels, dtype=torch.bool)
-        try:
-            twin = surgery.compact(self.model, self.table, whole).double()
-        except (TypeError, RuntimeError):  # there are devices without float64
-            return self
-        arguments = placed(self.arguments, self.device, {self.dtype: torch.float64})
-        double = Proof(twin, self.table, arguments, ignored=self.ignored, tolerance=DOUBLE)
-        return double if double.compared(whole)[0] <= DOUBLE else self
+        for double, chance in ((True, False), (True, True), (False, False)):
+            model, arguments, tolerance = self.model, self.arguments, self.tolerance
+            if double:
+                try:
+                    model = surgery.compact(model, self.table, whole).double()
+                except (TypeError, RuntimeError):  # there are devices without float64
+                    continue
+                arguments, tolerance = placed(arguments, self.device, {self.dtype: torch.float64}), DOUBLE
+            judge = Proof(model, self.table, arguments, ignored=self.ignored, tolerance=tolerance, chance=chance)
+            if judge.compared(whole)[0] <= tolerance:
+                return judge
+        return self
 
     def _fails(self, keep: Tensor, groups: Sequence[int]) -> bool:
         """Whether it goes wrong when these groups are cut as in `keep`, and all others are whole."""

@@ -252,6 +252,28 @@ def nothing_found() -> Net:
     return Net(run, a=conv(3, 6), b=conv(6, 4), c=nn.Linear(6 * 64, 4))
 
 
+@specimen({places("a", "b", "c.weight/1"): 6})
+def unpooled_by_indices_of_another_layer() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h, indices = F.max_pool2d(net.a(x), 2, return_indices=True)
+        return net.c(F.max_unpool2d(net.b(F.max_pool2d(x, 2) + 0 * h.mean()), indices, 2))
+
+    return Net(run, a=conv(3, 6), b=conv(3, 6), c=conv(6, 4))
+
+
+@specimen(AB)
+def along_one_axis_of_space() -> Net:
+    def run(h: Tensor) -> Tensor:
+        h = h.cummax(2).values + h.logcumsumexp(3) + h.tril() + h.kthvalue(3, -1, keepdim=True).values
+        return (
+            torch.complex(h, h).abs()
+            + torch.var_mean(h, (2, 3), keepdim=True)[1]
+            + h.unfold(2, 2, 1).mean((2, 4))[..., None]
+        )
+
+    return between(run)
+
+
 @specimen({places("a", "q/0 o.weight/1"): 6}, shapes=((2, 5, 3),))
 def pooled_by_a_vector() -> Net:
     """Attention with one query that is learned: a matrix times a vector."""

@@ -343,6 +343,16 @@ def along_one(ledger: Ledger, call: Call) -> Labels:
     return tuple(kept)
 
 
+def unfold(ledger: Ledger, call: Call) -> Labels:
+    """`x.unfold(dim, size, step)`: windows along `dim`, whose places become the last axis."""
+    labels = list(call.labels(call.args[0]))
+    axis = call.argument(1, "dimension")
+    if labels and labels[axis] is not None:
+        ledger.pin(labels[axis], "is seen through windows along the channels", call.place)
+        labels[axis] = None
+    return (*labels, None) if labels else ()
+
+
 def pack(ledger: Ledger, call: Call) -> Labels:
     """`_pack_padded_sequence(input, lengths, batch_first)`: the axes of batch and time become one."""
     labels = call.labels(call.args[0])
@@ -382,5 +392,7 @@ MOVERS: dict[str, Rule] = {
     "index": index,
     "index_select": along_one,
     "gather": along_one,
+    "unfold": unfold,
+    "bucketize": same,
     "_pack_padded_sequence": pack,
 }

@@ -107,14 +107,14 @@ def uniform(ledger: Ledger, call: Call) -> Labels:
 
 NAMES = """
 abs acos acosh add addcdiv addcmul alias_copy angle asin asinh atan atan2 atanh bernoulli bitwise_and bitwise_not
-bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clip clone contiguous copy copysign cos cosh deg2rad
-detach digamma div dropout elu empty_like eq erf erfc erfinv exp exp2 expm1 exponential fill floor floor_divide fmax
-fmin fmod frac full_like gcd ge gelu gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot isfinite isinf
-isnan le leaky_relu lerp lgamma lift lift_fresh log log10 log1p log2 log_sigmoid_forward logaddexp logaddexp2
-logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num
-native_dropout ne neg nextafter normal normal_functional ones_like polar positive pow prelu _prelu_kernel rad2deg
-rand_like randn_like reciprocal relu relu6 remainder round rrelu rrelu_with_noise rsqrt rsub selu sgn sigmoid sign
-signbit silu sin sinc sinh softplus softshrink special_expit sqrt square sub tan tanh threshold _to_copy to trunc
+bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clip clone complex contiguous copy copysign cos cosh
+deg2rad detach digamma div dropout elu empty_like eq erf erfc erfinv exp exp2 expm1 exponential fill floor
+floor_divide fmax fmin fmod frac full_like gcd ge gelu gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot
+isfinite isinf isnan le leaky_relu lerp lgamma lift lift_fresh log log10 log1p log2 log_sigmoid_forward logaddexp
+logaddexp2 logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num
+native_dropout ne neg nextafter normal normal_functional ones_like poisson polar positive pow prelu _prelu_kernel
+rad2deg rand_like randn_like reciprocal relu relu6 remainder round rrelu rrelu_with_noise rsqrt rsub selu sgn sigmoid
+sign signbit silu sin sinc sinh softplus softshrink special_expit sqrt square sub tan tanh threshold _to_copy to trunc
 uniform where xlogy zero zeros_like resolve_conj resolve_neg real conj
 """.split()
 

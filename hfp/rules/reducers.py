@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hfp.labels import Labels, Ledger
-from hfp.rules.call import Call, Rule
+from hfp.rules.call import Call, Rule, stays_whole
 
 HIDDEN = {
     "sum": "zero",
@@ -67,6 +67,26 @@ def _one(call: Call) -> tuple[set[int], bool]:
     return {call.argument(schema.index("dim"), "dim", -1)}, True
 
 
+def unpooled(rank: int) -> Rule:
+    """`max_unpool2d(input, indices, ...)`: the indices are of the same channels, from a pooling far back perhaps."""
+    along_space = along(_spatial(rank))
+
+    def rule(ledger: Ledger, call: Call) -> Labels:
+        found, indices = along_space(ledger, call), call.labels(call.args[1])
+        assert isinstance(found, tuple)
+        for ids, own in zip(found, indices, strict=False):
+            if ids is not None and own is not None:
+                ledger.tie(ids, own, call.place)
+        return found if indices else stays_whole(ledger, call)
+
+    return rule
+
+
+def checked(ledger: Ledger, call: Call) -> Labels:
+    """Of `_is_all_true`, with which PyTorch checks arguments: nothing is computed from it."""
+    return ()
+
+
 def regions(ledger: Ledger, call: Call) -> Labels:
     """`roi_align(input, boxes, ...)`: (N, C, H, W) and (K, 5) to (K, C, h, w)."""
     labels, boxes = call.labels(call.args[0]), call.labels(call.args[1])
@@ -77,24 +97,27 @@ def regions(ledger: Ledger, call: Call) -> Labels:
 
 
 _REDUCTIONS = """
-all amax amin any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean median min nansum norm prod std
-sum var
+all amax amin any argmax argmin count_nonzero kthvalue linalg_vector_norm logsumexp max mean median min nanmedian
+nansum norm prod std std_mean sum var var_mean
 """.split()
 _SOFTMAXES = "_softmax _safe_softmax _log_softmax softmax log_softmax".split()
-_ALONG_ONE = "cumsum cumprod sort topk".split()
+_ALONG_ONE = "cummax cummin cumprod cumsum logcumsumexp sort topk".split()
 _POOLS = {
     1: """avg_pool1d max_pool1d adaptive_avg_pool1d upsample_linear1d upsample_nearest1d reflection_pad1d
     replication_pad1d""",
     2: """avg_pool2d max_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d
     upsample_bilinear2d upsample_nearest2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
-    _upsample_nearest_exact2d reflection_pad2d replication_pad2d""",
+    _upsample_nearest_exact2d fractional_max_pool2d tril triu reflection_pad2d replication_pad2d""",
     3: """avg_pool3d max_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d
-    upsample_trilinear3d upsample_nearest3d reflection_pad3d replication_pad3d""",
+    upsample_trilinear3d upsample_nearest3d fractional_max_pool3d reflection_pad3d replication_pad3d""",
 }
 
 REDUCERS: dict[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, along(_reduced)),
     **dict.fromkeys(_SOFTMAXES + _ALONG_ONE, along(_one)),
     **dict.fromkeys("torchvision::roi_align torchvision::roi_pool".split(), regions),
+    **dict.fromkeys("_is_all_true _is_any_true".split(), checked),
+    "max_unpool2d": unpooled(2),
+    "max_unpool3d": unpooled(3),
     **{name: along(_spatial(rank)) for rank, names in _POOLS.items() for name in names.split()},
 }

@@ -1,0 +1,58 @@
+"""Chance taken out, so that networks of different widths can be compared: what they draw is the same number throughout.
+
+A network may draw in evaluation mode, too: an autoencoder samples its code, `F.dropout(x)` drops whatever the mode is.
+With fewer channels it draws fewer numbers, so even from the same seed every one of them is another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+DRAWN = 0.5
+"""In place of every number: within most distributions, and none that would hide what it meets."""
+_LAYERS = {"lstm", "gru", "rnn_relu", "rnn_tanh", "_cudnn_rnn", "miopen_rnn", "rrelu_with_noise"}
+"""Draw in training mode only."""
+
+
+class NoChance(TorchDispatchMode):
+    """Within it, operators that draw numbers from a distribution give `DRAWN`; dropout drops nothing.
+
+    Compiled code does not run within it.
+
+    >>> with NoChance():
+    ...     torch.randn(2), torch.nn.functional.dropout(torch.ones(2), 0.5)
+    (tensor([0.5000, 0.5000]), tensor([1., 1.]))
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+            return func(*args, **kwargs)
+        name = func.overloadpacket.__name__.rstrip("_").removesuffix("_like")
+        if name in _LAYERS:
+            return func(*args, **kwargs)
+        if name in ("native_dropout", "_fused_dropout"):
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        if "dropout_p" in (given := _by_name(func, args, kwargs)):  # a fused attention
+            return func(**given | {"dropout_p": 0.0})
+        return _told(name, func(*args, **kwargs), given)
+
+
+def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    return dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+
+
+def _told(name: str, out: Tensor, given: dict[str, Any]) -> Tensor:
+    """`out` with what it was given in place of what was drawn: where that rests on other numbers, it still does."""
+    first, mean, std = given.get("self", out), given.get("mean", 0.0), given.get("std", 1.0)
+    if name == "randperm":
+        return out.copy_(torch.arange(len(out), device=out.device))
+    if name == "normal" and (isinstance(mean, Tensor) or isinstance(std, Tensor)):
+        return out.copy_(mean + DRAWN * std)
+    if name in ("poisson", "_standard_gamma") or (name == "bernoulli" and first is not out):
+        return out.copy_(first)
+    return out.fill_(DRAWN if out.is_floating_point() else given.get("low", 0))

@@ -1,0 +1,70 @@
+"""Networks that draw numbers, whatever their mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from specimen import Net
+from torch import Tensor, nn
+
+import hfp
+from hfp.chance import DRAWN, NoChance
+
+X = torch.randn(3, 8)
+
+
+def sampled(h: Tensor) -> Tensor:
+    return h + h.exp() * torch.randn_like(h)
+
+
+def attended(h: Tensor) -> Tensor:
+    heads = h.view(len(h), 1, 2, -1)
+    return F.scaled_dot_product_attention(heads, heads, heads, dropout_p=0.3).flatten(1)
+
+
+DRAWS: list[Callable[[Tensor], Tensor]] = [
+    F.dropout, F.alpha_dropout, sampled, attended, F.rrelu, torch.relu, lambda h: torch.normal(h, 1.0),
+    lambda h: torch.bernoulli(h.sigmoid()), lambda h: h * torch.empty_like(h).uniform_(0.5, 1.0),
+    lambda h: h + torch.distributions.Normal(torch.zeros_like(h), torch.ones_like(h)).rsample(),
+    lambda h: h[torch.randperm(len(h))],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_network_that_draws_in_evaluation_mode_is_pruned(draw: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Net(lambda net, x: net.b(draw(net.a(x))), a=nn.Linear(8, 16), b=nn.Linear(16, 4))
+    net = hfp.wrap(model, X, target_macs=0.5, verify=True)
+    small = net.compact()
+    assert small.a.out_features == 8  # type: ignore[union-attr]
+    with NoChance(), torch.no_grad():
+        net.keep = small.hfp_record.keep  # type: ignore[assignment, union-attr]
+        assert torch.allclose(net.eval()(X), small.eval()(X), atol=1e-6)
+
+
+def test_a_wrong_cut_of_a_network_that_draws_is_found() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = F.dropout(net.a(x))
+        return net.b(h * (2.0 if net.a.out_features == 16 else 3.0))
+
+    model = Net(run, a=nn.Linear(8, 16), b=nn.Linear(16, 4))
+    table = hfp.trace(model, X)
+    if table.groups:  # whatever the trial thinks of it
+        with pytest.raises(hfp.Disagreement):
+            hfp.verify(model, table)
+
+
+def test_what_is_drawn_is_one_number_and_still_rests_on_what_it_rested_on() -> None:
+    mean, rate = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.5])
+    with NoChance():
+        assert torch.equal(torch.randn(2), torch.full((2,), DRAWN))
+        assert torch.equal(torch.normal(mean, 2.0), mean + 2 * DRAWN)
+        assert torch.equal(torch.poisson(rate), rate)
+        assert torch.equal(torch.bernoulli(rate / 4), rate / 4)
+        assert torch.equal(torch.randint(3, 9, (2,)), torch.tensor([3, 3]))
+        assert torch.equal(torch.randperm(3), torch.arange(3))
+        assert torch.equal(F.dropout(mean), mean)
+    assert len({float(torch.randn(())) for _ in range(3)}) == 3
