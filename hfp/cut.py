@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
-from hfp.channels import ChannelTable, Group
+from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Labels, Ledger, Place, prunable
 from hfp.surgery import in_channels_last
 
@@ -32,7 +32,7 @@ def random_part(table: ChannelTable, number: int = 0) -> Tensor:
     keep = torch.zeros(table.channels, dtype=torch.bool)
     met: Counter[int] = Counter()
     for group in table.groups:
-        numbers = _numbers(group)
+        numbers = _numbers(group.width, group.least)
         some = numbers[met[group.width] // len(numbers) ** number % len(numbers)]
         met[group.width] += 1
         keep[group.channels[torch.randperm(group.width, generator=generator)[:some]]] = True
@@ -42,13 +42,13 @@ def random_part(table: ChannelTable, number: int = 0) -> Tensor:
 SMALL = 3  # groups of so few channels are told apart by which of them are cut at all
 
 
-def _numbers(group: Group) -> list[int]:
+@cache
+def _numbers(width: int, least: int) -> list[int]:
     """How many channels of a group may be left in a trial, the nearest to half of them first."""
     # Two at least, where that is a cut: a single channel is not followed by name (see `Cut`).
-    least = max(group.least, 2 if group.width > 2 else 1)
-    half = group.width / 2
-    numbers = range(least, group.width + 1 if group.width <= SMALL else max(least + 1, group.width))
-    return sorted(numbers, key=lambda n: abs(n - half))[:64]
+    least = max(least, 2 if width > 2 else 1)
+    numbers = range(least, width + 1 if width <= SMALL else max(least + 1, width))
+    return sorted(numbers, key=lambda n: abs(n - width / 2))[:64]
 
 
 def _parts(table: ChannelTable) -> int:
@@ -56,7 +56,8 @@ def _parts(table: ChannelTable) -> int:
     widths = Counter(group.width for group in table.groups)
     most = 1
     for group in table.groups:
-        choices, whole = len(_numbers(group)), group.width <= SMALL  # none is to be whole in all the parts
+        choices = len(_numbers(group.width, group.least))
+        whole = group.width <= SMALL  # none is to be whole in all the parts
         while most < 4 and choices > 1 and choices**most - whole < widths[group.width]:
             most += 1
     return most
@@ -153,6 +154,13 @@ class Sets:
         self.channels = channels
         self.numbers: dict[tuple[int, ...], int] = {}
         self.members: list[tuple[int, ...]] = []
+        self._unions: dict[tuple[int, ...], int] = {}
+
+    def union(self, row: tuple[int, ...]) -> int:
+        """Of the sets with these numbers."""
+        if row not in self._unions:
+            self._unions[row] = self.number(sum(self.rows(row), ()))
+        return self._unions[row]
 
     def number(self, row: Iterable[int]) -> int:
         row = tuple(row)
@@ -164,11 +172,10 @@ class Sets:
             self.members.append(members)
         return self.numbers[members]
 
-    def rows(self, ids: Tensor) -> list[tuple[int, ...]]:
+    def rows(self, numbers: Iterable[int]) -> list[tuple[int, ...]]:
         """The members of each set."""
         return [
-            self.members[n - self.channels] if n >= self.channels else (() if n == FIXED else (n,))
-            for n in ids.tolist()
+            self.members[n - self.channels] if n >= self.channels else (() if n == FIXED else (n,)) for n in numbers
         ]
 
 
@@ -190,7 +197,7 @@ class CutLedger(Ledger):
 
     def split(self, ids: Tensor, place: Place) -> list[Tensor]:
         """What all ids at the same index of an axis have in common, and do not share with all the others."""
-        rows = [set(row) for row in self.sets.rows(ids.flatten())]
+        rows = [set(row) for row in self.sets.rows(ids.flatten().tolist())]
         grid = torch.arange(ids.numel()).reshape(ids.shape)
         everywhere = set.intersection(*rows)
         factors = []
@@ -203,5 +210,7 @@ class CutLedger(Ledger):
         return factors
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
-        members = [self.sets.rows(vector) for vector in factors]
-        return torch.tensor([self.sets.number(sum(row, ())) for row in zip(*members, strict=True)], dtype=torch.long)
+        if len(factors) == 1:
+            return factors[0]
+        rows = zip(*(vector.tolist() for vector in factors), strict=True)
+        return torch.tensor([self.sets.union(row) for row in rows], dtype=torch.long)

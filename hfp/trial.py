@@ -180,7 +180,7 @@ class _Trial:
         """The ids of the channels of which the size was read last: of their whole groups, the rest is cut here."""
         table = self.cut.table
         labels = [ids for ids in self.watcher.labels(self.watcher.read) if ids is not None]
-        left = {channel for ids in labels for row in self.cut.sets.rows(ids) for channel in row}
+        left = {channel for ids in labels for row in self.cut.sets.rows(ids.tolist()) for channel in row}
         channels = [table.groups[number].channels for number in table.group_of[sorted(left)].unique().tolist()]
         return ((torch.isin(table.channel_of, torch.cat(channels)).nonzero().flatten()),) if channels else ()
 

@@ -8,7 +8,7 @@ follow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import torch
@@ -114,17 +114,36 @@ def view(ledger: Ledger, call: Call) -> Labels:
         return ()
     found: list[list[Tensor]] = [[] for _ in target]
     for old, new in _blocks(source, target):
+        here = {position: labels[axis] for position, axis in enumerate(old) if labels and labels[axis] is not None}
         old_shape, new_shape = [source[a] for a in old], [target[a] for a in new]
-        for position, axis in enumerate(old):
-            here = labels[axis] if labels else None
-            if here is not None and len(old) == len(new) == 1:
-                found[new[0]].append(here)
-            elif here is not None:
-                lies = [-1 if p == position else 1 for p in range(len(old))]
-                block = here.reshape(lies).expand(old_shape).reshape(new_shape)
+        if len(old) == len(new) == 1:
+            found[new[0]] += here.values()
+        elif len(new) == 1 and len(here) > 1 and all(bool((ids != ids[0]).any()) for ids in here.values()):
+            found[new[0]].append(_merged(ledger, here, old_shape))
+        else:
+            for position, ids in here.items():
+                block = _along(ids, position, old_shape).expand(old_shape).reshape(new_shape)
                 for place, factor in _factors(ledger, call, block):
                     found[new[place]].append(factor)
     return tuple(ledger.merge(vectors) if vectors else None for vectors in found)
+
+
+def _along(vector: Tensor, position: int, shape: Sequence[int]) -> Tensor:
+    """A vector that lies along one axis of a shape."""
+    return vector.reshape([-1 if axis == position else 1 for axis in range(len(shape))])
+
+
+def _merged(ledger: Ledger, labels: Mapping[int, Tensor], shape: Sequence[int]) -> Tensor:
+    """(n,) the ids of the axis into which axes of this shape merge, some of which have labels.
+
+    Ids that repeat along an axis (anchors at every pixel) are merged once.
+    """
+    own, ranks = zip(*(ids.unique(return_inverse=True) for ids in labels.values()), strict=True)
+    merged = ledger.merge(torch.cartesian_prod(*own).unbind(1))
+    index = torch.zeros([1] * len(shape), dtype=torch.long)
+    for position, values, rank in zip(labels, own, ranks, strict=True):
+        index = index * len(values) + _along(rank, position, shape)
+    return merged[index.expand(list(shape)).flatten()]
 
 
 def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
