@@ -14,18 +14,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfp.channels import ChannelTable
-from hfp.labels import FIXED, Ledger, Pin, prunable
+from hfp.labels import FIXED, Ledger, Pin
+from hfp.misfit import Misfit
 from hfp.operands import Operand
 from hfp.position import Site
 from hfp.scaling import NOT_AT_ALL
-from hfp.sizes import WIDTHS
+from hfp.told import Told, sizes
 from hfp.tracing import Called, Run, Subject
-from hfp.trial import Misfit, asked_from, still_other
+from hfp.trial import asked_from, still_other
 
-KNOWN = WIDTHS | {"kdim", "vdim"}
 MOST = 6  # repairs that are tried for one misfit
 
 
@@ -53,6 +53,8 @@ class Repairs:
         self.subject, self.seen = subject, seen
         self.asked: dict[str, set[Any]] = defaultdict(set)
         """Attribute -> the misfits that it makes where it is larger by one."""
+        self.enlarged: dict[str, set[str]] = defaultdict(set)
+        """Attribute -> the modules for which that is known."""
         self.refused: set[tuple[str, str]] = set()
         self.unscaled: set[Any] = set()
         """Misfits in numbers that no scaling has made up for."""
@@ -68,7 +70,8 @@ class Repairs:
         new = [misfit for misfit in found if misfit.key not in self.left]
         self._keep(found, new)
         candidates = {misfit.key: list(self._candidates(misfit, table)) for misfit in new}
-        informed = self._informed({m.key: candidates[m.key] for m in new if m.asked}, table)
+        unsure = [m.key for m in new if m.asked and not any(repair.sure for repair in candidates[m.key])]
+        informed = self._informed({key: candidates[key] for key in unsure}, table)
         scalings = {m.key: [Repair(scaling.channels, scaling=scaling) for scaling in m.scalings] for m in new}
         every = {**candidates, **informed}
         self.left |= {key: iter(scalings[key][:MOST] + some[:MOST]) for key, some in every.items()}
@@ -126,7 +129,7 @@ class Repairs:
                 if repair.attribute is not None:
                     paths[repair.attribute[1]].add(repair.attribute[0])
         for name in sorted(paths):
-            self.asked[name] |= asked_from(self.subject, table, self.seen, name, paths[name])
+            self._asks(name, paths[name], table)
         return {
             key: [
                 replace(repair, sure=True)
@@ -137,18 +140,26 @@ class Repairs:
             for key, some in candidates.items()
         }
 
+    def _asks(self, name: str, paths: set[str], table: ChannelTable) -> set[Any]:
+        """The misfits that an attribute makes where it is larger by one, in these modules at least."""
+        if not paths <= self.enlarged[name]:
+            self.asked[name] |= asked_from(self.subject, table, self.seen, name, paths)
+            self.enlarged[name] |= paths
+        return self.asked[name]
+
     def _refused(self, found: Sequence[Misfit], table: ChannelTable) -> list[tuple[Misfit, Repair]]:
         """Attributes that have to stay, and why: they stand in arithmetic, which is right again if they stay."""
         scaled = {misfit.key for misfit in found if misfit.scalings} - self.unscaled
         arithmetic = {misfit.key: misfit for misfit in found if misfit.numbers and misfit.key not in scaled}
         paths: dict[str, set[str]] = defaultdict(set)
-        for path, name in {repair.attribute for repair in self.kept if repair.sure and repair.attribute is not None}:
-            if not self.asked[name].isdisjoint(arithmetic):
-                paths[name].add(path)
+        for repair in self.kept if arithmetic else ():
+            if repair.sure and repair.attribute is not None:
+                paths[repair.attribute[1]].add(repair.attribute[0])
         refused = []
         for name in sorted(paths):
-            right = self.asked[name] & set(arithmetic)
-            right -= still_other(self.subject, table, self.seen, name, paths[name])
+            right = self._asks(name, paths[name], table) & set(arithmetic)
+            if right:
+                right -= still_other(self.subject, table, self.seen, name, paths[name])
             refused += [
                 (arithmetic[key], repair)
                 for key in arithmetic
@@ -213,13 +224,15 @@ class Repairs:
         if extent is None:
             for ids in self._seen_in(misfit.place.module, table):
                 yield from self._attributes(misfit.place.module, ids)
+        elif isinstance(extent.found, Told):
+            yield Repair(extent.ids, extent.found.attribute, sure=True)
         elif extent.found == extent.dense:
             yield from self._attributes(misfit.place.module, extent.ids)
         else:
             for repair in self.kept:  # an attribute that was changed is asked for here as well
                 path, name = repair.attribute or ("", "")
                 as_long = extent.dense == len(repair.ids) and _within(misfit.place.module, path)
-                if as_long and misfit.key in self.asked.get(name, ()):
+                if as_long and misfit.key in self._asks(name, {path}, table):
                     yield Repair(extent.ids, repair.attribute, sure=True)
             yield from (Repair(extent.ids, others=others) for others in extent.followed)
 
@@ -227,15 +240,9 @@ class Repairs:
         """Integers of the module, or of one around it, that are as large as the length is."""
         while True:
             module = self.modules.get(path)
-            for name, value in vars(module).items() if module is not None else ():
-                if name in KNOWN and type(module).__module__.startswith("torch.nn.") and _has_own(module):
-                    continue  # `hfp.surgery` sees to what layers of PyTorch say of the parameters that they have
-                if not name.startswith("_") and type(value) is int and value == len(ids):
+            for name, value in sizes(module) if module is not None else ():
+                if value == len(ids):
                     yield Repair(ids, (path, name))
-                if not name.startswith("_") and isinstance(value, (tuple, list)):
-                    for number, entry in enumerate(value):
-                        if type(entry) is int and entry == len(ids):
-                            yield Repair(ids, (path, f"{name}.{number}"))
             if not path:
                 return
             path = path.rpartition(".")[0]
@@ -260,26 +267,5 @@ def _same_scaling(a: Repair, b: Repair) -> bool:
     return a.scaling is not None and b.scaling is not None and a.scaling.site == b.scaling.site
 
 
-def _has_own(module: nn.Module | None) -> bool:
-    return module is not None and any(parameter is not None for parameter in module._parameters.values())
-
-
 def _within(path: str, module: str) -> bool:
     return path == module or path.startswith(f"{module}.") or module.startswith(f"{path}.")
-
-
-def pins_of(found: Sequence[Misfit], table: ChannelTable) -> list[Pin]:
-    """What has to stay whole because nothing can be done about a misfit; of misfits that share channels, the first."""
-    pinned = torch.zeros(len(table.channel_of), dtype=torch.bool)
-    pins: list[Pin] = []
-    for misfit in found:
-        extent = misfit.extent
-        lengths = () if extent is None else (extent.ids, *extent.followed)
-        # One axis at a time: with the others cut, all may be well.
-        chosen = next(ids for ids in (*lengths, *misfit.touched) if prunable(table.channel_of[ids[ids >= 0]]))
-        channels = table.channel_of[chosen[chosen >= 0]]
-        if not bool(pinned[channels[channels != FIXED]].any()):
-            pinned[channels[channels != FIXED]] = True
-            reason = f"does not follow when channels go: the cut network {misfit.how}"
-            pins.append(Pin(chosen, reason, misfit.place))
-    return pins

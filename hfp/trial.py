@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -25,11 +26,13 @@ from hfp.channels import ChannelTable
 from hfp.cut import Cut, keeps
 from hfp.functions import Functions
 from hfp.labels import ANY, FIXED, Labels, Place, prunable
+from hfp.misfit import Extent, Misfit
 from hfp.operands import Operand
 from hfp.position import Position, Site
 from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
 from hfp.surgery import get_size, resize, set_size
+from hfp.told import mark
 from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, line_of, source_line
 
@@ -39,41 +42,6 @@ _COPIES = _IDLE | {"copy", "empty_like"}
 _ALWAYS = (SIZELESS - _COPIES) | set(MIXERS)
 """Arithmetic, and what is counted."""
 _SAME_OPERATOR = {"_unsafe_view": "view", "_reshape_alias": "view"}
-
-
-@dataclass(frozen=True)
-class Extent:
-    """A length that does not follow."""
-
-    axis: int
-    ids: Tensor
-    dense: int
-    predicted: int
-    found: int
-    """In the cut network."""
-    followed: tuple[Tensor, ...]
-    """Other labels, as many in the dense network as there are here, and as many left as were found."""
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """Where the cut network does something else."""
-
-    key: tuple[Any, ...]
-    """Equal for the same misfit in another trial."""
-    how: str
-    place: Place
-    touched: tuple[Tensor, ...]
-    """The labels that meet there, of which some can still be cut; the last axes come first."""
-    extent: Extent | None = None
-    """The length that is to blame, where it is known."""
-    numbers: bool = False
-    """Whether it is the numbers that differ, not a shape or a channel."""
-    asked: bool = False
-    """Whether the length stands among the arguments of the function."""
-    scalings: tuple[Operand, ...] = ()
-    """Where another factor is all that differs: how the gated network would have to scale likewise, the likeliest
-    first."""
 
 
 def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool = False) -> list[Misfit]:
@@ -133,11 +101,12 @@ def _modes(table: ChannelTable, seen: Run) -> list[bool]:
 
 @contextmanager
 def _resized(subject: Subject, cut: Cut) -> Iterator[None]:
-    """The modules say of their own sizes what those of the cut network will."""
+    """The modules say of their own sizes what those of the cut network will, and the numbers that they say so."""
     with preserved(subject.model):
         shadows = cut.shadows(subject.names.tensors)
         tensors = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
         resize(subject.model, cut.table, cut.stays, tensors)
+        mark(subject.names.modules)
         yield
 
 
@@ -151,13 +120,15 @@ class _Trial:
         self.shadows = cut.shadows(subject.names.tensors)
         self.scalings = {o.site: o for o in cut.table.operands if o.how == "power" and o.training == training}
         self.site: Site | None = None  # of the function that is running
-        self.arguments: list[Any] = []  # its arguments
+        self.arguments: Any = ()  # its arguments
         self.at = 0  # the next step of the dense run
         self.lost = False  # something is wrong in the function that is running
         # It takes another way than in the dense run (a reshape copies or not, einsum skips lengths of 1): how, and
         # which lengths differ. What counts is its end.
         self.astray: tuple[str, Sequence[Extent]] | None = None
         self.found: list[Misfit] = []
+        self.met: dict[int, Tensor] = {}  # the labels of the first steps, so many are known, in the order of the last
+        self.known = 0
 
     def run(self) -> list[Misfit]:
         position = Position(self.subject.names.modules)
@@ -217,7 +188,7 @@ class _Trial:
         if self.site is None:
             return ()
         before = self.dense[: self.at + 1]
-        return scaling.candidates(step, before, self.site, self.arguments, self.training, self.cut)
+        return scaling.candidates(step, before, self.site, values_in(self.arguments), self.training, self.cut)
 
     def _matters(self, step: Step, labels: Iterable[Tensor]) -> bool:
         """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
@@ -252,9 +223,9 @@ class _Trial:
         """The function's output, or what should have come out."""
         called = self.calls.get(site)
         before, start = len(self.found), self.at
+        outer, self.site, self.arguments = (self.site, self.arguments), site, (args, kwargs)
         try:
-            with self._within(site, args, kwargs):
-                out = call()
+            out = call()
         except RuleError:
             raise
         except Exception as error:
@@ -267,6 +238,8 @@ class _Trial:
             self.lost = True
             with self.watcher.paused():
                 self._misfit(self._expected(), f"fails ({first_line(error)})")
+        finally:
+            self.site, self.arguments = outer
         if self.astray is None and called is not None and not self.lost:
             self.astray = self._misshapen(out, called, start)
         if self.astray is not None and not self.lost:
@@ -283,15 +256,6 @@ class _Trial:
         with self.watcher.paused():
             return self._instead(site, called, args, kwargs, before)
 
-    @contextmanager
-    def _within(self, site: Site, args: Any, kwargs: Any) -> Iterator[None]:
-        outer = self.site, self.arguments
-        self.site, self.arguments = site, values_in((args, kwargs))
-        try:
-            yield
-        finally:
-            self.site, self.arguments = outer
-
     def _as_left(self, out: Any, called: Called, start: int) -> bool:
         """Whether the function gave what should come out."""
         counted = any(step.operator in MIXERS or step.own for step in self.dense[start : called.end])
@@ -307,13 +271,13 @@ class _Trial:
 
     def _misshapen(self, out: Any, called: Called, start: int) -> tuple[str, Sequence[Extent]] | None:
         """How the shapes given differ from what is left. Steps miss some: a group's only channel left has no labels."""
-        if not any(
-            len(self.cut.left(ids)) < len(ids) for step in self.dense[start : called.end] for ids in step.touched
-        ):
-            return None  # what has no channels may have any shape
         for tensor, (dense, labels, *_) in zip(_tensors(out), called.outs, strict=False):
             predicted = self.cut.shape(dense, labels)
             if not _fits(tensor.shape, predicted, labels):
+                if not any(
+                    self.cut.length(ids) < len(ids) for s in self.dense[start : called.end] for ids in s.touched
+                ):
+                    return None  # what has no channels may have any shape
                 how = f"gives the shape {tuple(tensor.shape)}, where {tuple(predicted)} is left"
                 return how, self._extents(dense, labels, predicted, tensor.shape)
         return None
@@ -390,15 +354,13 @@ class _Trial:
 
     def _followed(self, ids: Tensor, found: int) -> tuple[Tensor, ...]:
         """Labels that are as many as `ids`, and of which `found` are left; those met last come first."""
-        known: dict[int, Tensor] = {}
-        for step in reversed(self.dense[: self.at + 1]):
-            for other in step.touched:
-                alike = len(other) == len(ids) and other is not ids and id(other) not in known
-                if alike and self.cut.length(other) == found:
-                    known[id(other)] = other
-            if len(known) > 3:
-                break
-        return tuple(known.values())[:4]
+        for step in self.dense[self.known : self.at + 1]:
+            for other in reversed(step.touched):
+                self.met.pop(id(other), None)
+                self.met[id(other)] = other
+        self.known = max(self.known, self.at)  # the next step may be met again
+        alike = (other for other in reversed(self.met.values()) if other is not ids and len(other) == len(ids))
+        return tuple(islice((other for other in alike if self.cut.length(other) == found), 4))
 
     def _misfit(
         self,
@@ -432,7 +394,7 @@ def _operator(step: Step) -> str:
 
 
 def _tensors(out: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    return [out] if isinstance(out, Tensor) else [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
 
 
 def _fits(shape: Sequence[int], predicted: Sequence[int], labels: Labels) -> bool:
