@@ -114,7 +114,7 @@ def view(ledger: Ledger, call: Call) -> Labels:
         return ()
     found: list[list[Tensor]] = [[] for _ in target]
     for old, new in _blocks(source, target):
-        here = {position: ids for position, axis in enumerate(old) if labels and (ids := labels[axis]) is not None}
+        here = {position: own for position, axis in enumerate(old) if labels and (own := labels[axis]) is not None}
         old_shape, new_shape = [source[a] for a in old], [target[a] for a in new]
         if len(old) == len(new) == 1:
             found[new[0]] += here.values()
