@@ -248,7 +248,7 @@ _ONE = tree_flatten(None)[1]
 
 def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called]) -> Around:
     def around(site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
-        start = len(taken)
+        start, inner = len(taken), len(calls)
         out = call()
         leaves, spec = ([out], _ONE) if isinstance(out, Tensor) else tree_flatten(out)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -256,7 +256,8 @@ def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called]) ->
             outs = [(x.shape, watcher.labels(x), x.dtype, _memory_order(x)) for x in tensors]
             rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             given = None
-            if start < len(taken) and _follows(site.function, taken[start:]):
+            plain = inner == len(calls) and start < len(taken)  # else it is taken apart, and may be given a size itself
+            if plain and _follows(site.function, taken[start:]):
                 values = values_in((args, kwargs))
                 if all(isinstance(x, (Tensor, *PLAIN)) or x is None for x in values):
                     given = [(x.shape, watcher.labels(x)) if isinstance(x, Tensor) else x for x in values]
