@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules import module as hooks
 
 from hfp.functions import Functions
 from hfp.labels import Labels
@@ -44,13 +44,15 @@ class Modes:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Whoever reads `training` of a module in here is noted down."""
-        handle = register_module_forward_hook(self._left, with_kwargs=True)
+        handle = hooks.register_module_forward_hook(self._left, with_kwargs=True)
         nn.Module.training = property(self._read, lambda module, mode: vars(module).update(training=mode))  # type: ignore[assignment]
         try:
             yield
         finally:
             del nn.Module.training
             handle.remove()
+            # PyTorch forgets this entry of its own, and then warns of a hook whenever a module is compiled.
+            getattr(hooks, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
 
     def _read(self, module: nn.Module) -> Any:
         if sys._getframe(1).f_code not in _ALIKE:

@@ -50,6 +50,12 @@ def test_a_model_that_remembers_is_left_as_it_was() -> None:
     assert snapshot(net) == before
 
 
+def test_no_hook_is_left_behind() -> None:
+    """PyTorch warns of one when a module is compiled; a warning is an error here."""
+    trace(chain(), X)
+    torch.compile(nn.Linear(2, 3), backend="eager")(torch.zeros(1, 2))
+
+
 def test_the_old_weight_norm_keeps_its_weight() -> None:
     with pytest.warns(FutureWarning):
         net = nn.Sequential(nn.utils.weight_norm(conv(3, 6)), conv(6, 4))
