@@ -1,8 +1,6 @@
 """`python -m hfp.compact CHECKPOINT --output SMALL`: a small deployable file from any checkpoint, theirs or ours.
 
-    python -m hfp.compact runs/a/checkpoint.safetensors --output small.safetensors
-    python -m hfp.compact resnet56.th --model resnet56 --target-macs 0.4 --output small --format safetensors,pt2
-    python -m hfp.compact small.safetensors --model resnet56 --round-to auto --output smaller.onnx
+    python -m hfp.compact resnet56.th --model resnet56 --target-macs 0.4 --output small.safetensors
 
 CHECKPOINT is a training checkpoint of train.py at any moment of a run, a compact file of ours, or anybody's dense
 weights, to which a method that needs no training is applied. What comes out computes what the gated network does, or
@@ -29,6 +27,16 @@ from hfp.verify import Disagreement
 
 TOLERANCE = 1e-5  # relative, in float32: gated and compact networks add up the same products in another order
 AUTO = "auto"
+EXAMPLES = """\
+examples:
+  python -m hfp.compact runs/a/checkpoint.safetensors --output small.safetensors
+  python -m hfp.compact resnet56.th --model resnet56 --target-macs 0.4 --output small --format safetensors,pt2
+  python -m hfp.compact r50.pth --model resnet50 --target-macs 0.4 --round-to auto --output small.onnx
+  python -m hfp.compact small.safetensors --target-macs 0.3 --dry-run --output smaller.safetensors
+
+Read what was written with hfp.load("small.safetensors", model), where model is the dense network from its own
+constructor, or hfp.load("small.pt2", trusted=True), which needs none.
+"""
 
 
 def made(given: argparse.Namespace) -> tuple[Outcome, dict[str, Any] | None]:
@@ -54,7 +62,17 @@ def made(given: argparse.Namespace) -> tuple[Outcome, dict[str, Any] | None]:
     def cut(size: int) -> Outcome:
         return compact(given.checkpoint, dataclasses.replace(wanted, round_to=size))
 
-    return rounding.choose(cut, given.batch)
+    return rounding.choose(cut, given.batch, lambda outcome: formats.runs(outcome, wanted_formats(given)), progress)
+
+
+def wanted_formats(given: argparse.Namespace) -> list[str]:
+    return given.format or [formats.of_suffix(given.output)]
+
+
+def progress(line: str) -> None:
+    """What is being done, on a terminal: JSON and files get none of it."""
+    if sys.stderr.isatty():
+        print(f"{line} ...", file=sys.stderr, flush=True)
 
 
 def gate_difference(outcome: Outcome) -> float | None:
@@ -82,8 +100,8 @@ def destination(given: argparse.Namespace) -> Iterator[dict[str, Path]]:
     Raises:
         ValueError: one of them is the checkpoint itself.
     """
-    names = given.format or [formats.of_suffix(given.output)]
-    formats.check(names)
+    names = wanted_formats(given)
+    formats.check(names, given.output)
     found = formats.paths(given.output, names)
     for path in found.values():
         if path.resolve() == given.checkpoint.resolve():
@@ -120,11 +138,11 @@ def show(found: dict[str, Any]) -> None:
     print(f"{found['checkpoint']}: {found['said']}")
     if found["rounding"] is not None:
         print(rounding.sentence(found["rounding"]))
-    gates = found["gated_difference"]
-    against = "" if gates is None else f"; its outputs and the gated network's differ by {gates:.1e} (relative)"
+    if found["gated_difference"] is not None:
+        print(f"its outputs and the gated network's differ by {found['gated_difference']:.1e} (relative)")
     for name, entry in found["written"].items():
         done = "not written (--dry-run), but tried" if found["dry_run"] else "written and read back"
-        print(f"{entry['path']}: {done}, {found['files'][name]:,} bytes{against}")
+        print(f"{entry['path']}: {done}, {found['files'][name]:,} bytes")
     report.console().print(comparison.table(found))
     for line in comparison.width_lines(found["widths"]):
         print(line)
@@ -133,19 +151,19 @@ def show(found: dict[str, Any]) -> None:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m hfp.compact",
-        description="Make a small deployable file of a checkpoint: one of train.py at any moment of a run, a compact "
+        description="Make a small deployable file of a checkpoint: one of train.py at any moment of a run, a compact\n"
         "file, or anybody's dense weights.",
-        epilog="Read the file with hfp.load(SMALL, model), where model is the dense network from its own constructor; "
-        'a .pt2 file with hfp.load("small.pt2", trusted=True).',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
     add("checkpoint", type=Path, help="a file of train.py, of hfp.save, of torch.save (.pt, .pth, .th) or .safetensors")
     add("--output", type=Path, required=True, metavar="SMALL", help="the file to write")
     add(
         "--format",
-        type=lambda text: list(dict.fromkeys(text.split(","))),
+        type=lambda text: list(dict.fromkeys(name.strip() for name in text.split(","))),
         metavar="LIST",
-        help=f"some of {','.join(formats.FORMATS)}; for several, names are made of --output (default: by its suffix)",
+        help=f"some of {','.join(formats.FORMATS)}; for several, suffixes are put to --output (default: by its suffix)",
     )
     add("--model", metavar="NAME", help="the dense network: of torchvision, timm or `models`, or module:function")
     add(
@@ -163,7 +181,8 @@ def parser() -> argparse.ArgumentParser:
         "--round-to",
         type=_rounding,
         metavar="N|auto",
-        help="widths in multiples of N; auto: of what is fastest here",
+        help="widths in multiples of N; auto: of what is the fastest here at --batch, in PyTorch, or in onnxruntime if "
+        "only ONNX is written",
     )
     add("--ignore", action="append", default=[], metavar="PATTERN", help="modules that stay whole, such as 'layer1.*'")
     add("--use-ema", action="store_true", help="take the averaged weights of the checkpoint")

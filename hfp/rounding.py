@@ -2,39 +2,51 @@
 
 A processor computes widths in vectors of 4, 8 or 16 numbers; a layer of 13 channels can take as long as one of 16.
 Which multiple pays depends on the processor, the library and the shapes of the network. So it is cut to the same
-targets with several roundings, and the compact networks are timed side by side.
+targets with several roundings, and the compact networks are timed side by side, turn by turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hfp import checkpoint
-from hfp.comparison import latency
+from hfp import checkpoint, inputs
+from hfp.experiment import loop
+from hfp.inputs import Arguments
 from hfp.origin import Outcome
 
 ROUNDINGS = (1, 4, 8, 16, 32)
 LOSS = 0.1
 """A rounding that takes more than this share of the multiply-adds away besides is left out: that is pruning. It happens
 where a compact network is rounded, whose widths can only go down."""
-NOISE = 0.03
-"""What is slower than the fastest by no more than this share counts as fast: of those the finest rounding is taken,
-which is free to choose the most."""
+NOISE = 0.01
+"""Turns on a machine that does nothing else agree to about this share: what is within it of the fastest counts as fast,
+and of those the finest rounding is taken, which is free to choose the most."""
+SECONDS = 10.0
+"""Of measuring, unless five turns take longer."""
 
 
-def choose(cut: Callable[[int], Outcome], batch: int) -> tuple[Outcome, dict[str, Any]]:
+def choose(
+    cut: Callable[[int], Outcome],
+    batch: int,
+    runs: Callable[[Outcome], Callable[..., Any]] = lambda outcome: outcome.small,
+    tell: Callable[[str], None] = lambda line: None,
+) -> tuple[Outcome, dict[str, Any]]:
     """The outcome of the rounding that is the fastest on this machine at this batch size, and what was measured.
 
-    `cut` makes the outcome of a rounding, or raises ValueError where the targets cannot be reached with it.
+    `cut` makes the outcome of a rounding, or raises ValueError where the targets cannot be reached with it; made twice,
+    it is the same. `runs` gives what is timed of it, `tell` is told what is being done: it can take a minute.
 
     Raises:
         ValueError: none of the roundings reaches the targets.
     """
-    outcomes: dict[int, Outcome] = {}
+    nets: dict[int, Callable[..., Any]] = {}  # all that is kept of the outcomes: each has a dense network, too
     finest = 0
+    example: Arguments | None = None
     refused: ValueError | None = None
     for rounding in ROUNDINGS:
+        tell(f"cutting to widths in multiples of {rounding}")
         try:
             outcome = cut(rounding)
         except ValueError as error:
@@ -43,21 +55,52 @@ def choose(cut: Callable[[int], Outcome], batch: int) -> tuple[Outcome, dict[str
         macs = checkpoint.record_of(outcome.small).macs
         finest = finest or macs
         if macs >= (1 - LOSS) * finest:
-            outcomes[rounding] = outcome
-    if not outcomes:
+            nets[rounding], example = runs(outcome), outcome.inputs
+    if example is None:
         assert refused is not None
         raise refused
-    nets = tuple(outcome.small for outcome in outcomes.values())
-    times = latency(nets, next(iter(outcomes.values())).inputs, batch)
-    if times is None:
-        raise ValueError(f"--round-to auto: the network does not run on {batch} examples at once; give --batch 1")
-    measured = dict(zip(outcomes, times, strict=True))
-    chosen = fastest(measured)  # type: ignore[arg-type]
-    said = {"chosen": chosen, "batch": batch, "latency_ms": {str(rounding): ms for rounding, ms in measured.items()}}
-    return outcomes[chosen], said
+    tell(f"timing {len(nets)} networks at batch {batch}")
+    times = measured(nets, example, batch)
+    chosen = fastest(times)
+    said = {"chosen": chosen, "batch": batch, "latency_ms": {str(rounding): ms for rounding, ms in times.items()}}
+    return cut(chosen), said
 
 
-def fastest(times: dict[int, float]) -> int:
+def measured(nets: Mapping[int, Callable[..., Any]], example: Arguments, batch: int) -> dict[int, float]:
+    """Milliseconds of a pass of each network.
+
+    Raises:
+        ValueError: they do not run on so many examples.
+    """
+    given = example if batch == 1 else inputs.batched(example, batch)
+    try:
+        if given is None:
+            raise RuntimeError("the example inputs are not for one example each")
+        turns = loop.turns({str(rounding): net for rounding, net in nets.items()}, given, SECONDS)
+    except RuntimeError as error:  # a network that is made for one example at a time
+        raise ValueError(
+            f"--round-to auto: the network does not run on {batch} examples at once; give --batch 1"
+        ) from error
+    return paired({int(rounding): times for rounding, times in turns.items()})
+
+
+def paired(turns: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """Times that can be compared although the machine was now busy, now idle: the first one's median, and for the
+    others the median of what they took in the same turn, relative to it.
+
+    >>> paired({1: [2.0, 2.0, 8.0], 8: [1.0, 1.0, 4.0]})
+    {1: 2.0, 8: 1.0}
+    """
+    first = next(iter(turns.values()))
+    whole = statistics.median(first)
+    shares = {
+        rounding: statistics.median(own / base for own, base in zip(times, first, strict=True))
+        for rounding, times in turns.items()
+    }
+    return {rounding: whole * share for rounding, share in shares.items()}
+
+
+def fastest(times: Mapping[int, float]) -> int:
     """The finest rounding of those that are as fast as the fastest, but for noise.
 
     >>> fastest({1: 3.0, 8: 2.02, 16: 2.0})

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,8 @@ save_file({"y": small(load_file(sys.argv[2])["x"]).detach()}, sys.argv[2])
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies are measured for a moment only: their values are not what is tested here."""
-    monkeypatch.setattr(loop, "latency", partial(loop.latency, seconds=0.1, rounds=5))
+    turns = loop.turns
+    monkeypatch.setattr(loop, "turns", lambda nets, given, *how_long: turns(nets, given, 0.1, 5))
 
 
 @pytest.fixture(scope="module")

@@ -56,12 +56,30 @@ def test_names_are_made_of_the_output() -> None:
     assert formats.of_suffix(Path("a.torchscript")) == "torchscript"
 
 
+def test_a_name_that_says_another_format_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="named as pt2, and --format says safetensors; give --output a.safetensors, or"
+    ):
+        formats.check(["safetensors"], Path("a.pt2"))
+    for names, output in ((["pt2", "safetensors"], "a.pt2"), (["pt2"], "a.bin"), (["pt2"], "a.pt2")):
+        formats.check(names, Path(output))
+
+
+def test_only_onnx_is_timed_in_onnxruntime(outcome: Outcome) -> None:
+    for names in (["safetensors"], ["pt2", "onnx"]):
+        assert formats.runs(outcome, names) is outcome.small
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    x = torch.randn(2, 1, 28, 28)
+    (found,) = formats.runs(outcome, ["onnx"])(x)
+    torch.testing.assert_close(found, outcome.small(x).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_not_there_is_told_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--format onnx needs onnx, .*: pip install onnx onnxscript onnxruntime"):
-        formats.check(["safetensors", "onnx"])
+        formats.check(["safetensors", "onnx"], Path("small"))
     with pytest.raises(ValueError, match="--format pickle: expected some of safetensors,pt2"):
-        formats.check(["pickle"])
+        formats.check(["pickle"], Path("small"))
 
 
 def test_a_disk_that_is_full_leaves_nothing(outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -50,3 +52,22 @@ def test_roundings_that_do_not_reach_the_target_are_left_out() -> None:
     assert set(said["latency_ms"]) == {"1", "4", "8", "16"}
     with pytest.raises(ValueError, match="the smallest reachable target"):
         rounding.choose(lambda size: outcome(size, 0.001), batch=1)
+
+
+def test_what_is_timed_is_what_will_run() -> None:
+    """Of every outcome, and the network that is returned is made of the rounding that ran fastest."""
+    waits = iter([0.003, 0.001, 0.002])  # for 1, 4 and 8
+
+    def runs(_: Outcome) -> Callable[[Tensor], None]:
+        wait = next(waits)
+        return lambda x: time.sleep(wait)
+
+    found, said = rounding.choose(lambda size: outcome(size, 0.7), 2, runs)
+    assert said["chosen"] == 4 and found.small.first.out_channels == 44  # type: ignore[union-attr]
+
+
+def test_turns_are_compared_with_each_other() -> None:
+    """The machine is four times as slow in half of the turns: medians of their own would say that 8 is the faster."""
+    turns = {1: [10.0, 10.0, 40.0, 40.0, 40.0], 8: [11.0, 11.0, 44.0, 11.0, 44.0]}
+    assert statistics.median(turns[8]) < statistics.median(turns[1])
+    assert rounding.fastest(rounding.paired(turns)) == 1

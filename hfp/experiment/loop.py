@@ -197,28 +197,37 @@ def task_loss(output: Any, x: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
     return (1 - recipe.distill) * loss + recipe.distill * DISTILLATION_TEMPERATURE**2 * divergence
 
 
-@torch.no_grad()
 def latency(
     nets: Mapping[str, nn.Module], x: Tensor | Arguments, *, seconds: float = 3.0, rounds: int = 100
 ) -> dict[str, float]:
-    """Median milliseconds of one CPU forward pass of each network, measured side by side.
+    """Median milliseconds of one CPU forward pass of each network, measured side by side, as `turns` does.
 
-    `x`: images (B, C, H, W), or positional and keyword arguments as `hfp.inputs` has them.
-
-    The networks take turns, in another order each time, so that a slow moment of the machine, or a cache that the one
-    before left warm, falls on all of them alike. It stops after `rounds` turns or `seconds`, but not before five turns.
-    Copies are measured: the networks stay as they are.
+    `x`: images (B, C, H, W), or positional and keyword arguments as `hfp.inputs` has them. Copies are measured: the
+    networks stay as they are.
     """
-    args, kwargs = placed(((x,), {}) if isinstance(x, Tensor) else x, torch.device("cpu"))
+    args = placed(((x,), {}) if isinstance(x, Tensor) else x, torch.device("cpu"))
     copies = {name: copy.deepcopy(net).cpu().eval() for name, net in nets.items()}
-    times: dict[str, list[float]] = {name: [] for name in copies}
+    return {name: statistics.median(times) for name, times in turns(copies, args, seconds, rounds).items()}
+
+
+@torch.no_grad()
+def turns(
+    nets: Mapping[str, Callable[..., Any]], given: Arguments, seconds: float = 3.0, rounds: int = 100
+) -> dict[str, list[float]]:
+    """Milliseconds of a call of each network, turn by turn.
+
+    They take turns, in another order each time, so that a slow moment of the machine, or a cache that the one before
+    left warm, falls on all of them alike. It stops after `rounds` turns or `seconds`, but not before five turns.
+    """
+    args, kwargs = given
+    times: dict[str, list[float]] = {name: [] for name in nets}
     begin, order = time.perf_counter(), random.Random(0)
     for turn in range(rounds + 2):
-        for name in order.sample(sorted(copies), len(copies)):
+        for name in order.sample(sorted(nets), len(nets)):
             start = time.perf_counter()
-            copies[name](*args, **kwargs)
+            nets[name](*args, **kwargs)
             if turn >= 2:  # the first two turns allocate and choose kernels
                 times[name].append(1e3 * (time.perf_counter() - start))
         if turn >= 6 and time.perf_counter() - begin > seconds:
             break
-    return {name: statistics.median(measured) for name, measured in times.items()}
+    return times
