@@ -242,17 +242,34 @@ def passed(row: Row) -> dict[str, bool | None]:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def speed_table(rows: dict[str, Row]) -> Table:
-    table = Table("network", "MACs", "parameters", "rounded to", title="times as fast, of 2.5, at batch 1 and 8")
-    for runtime in RUNTIMES:
-        table.add_column(runtime, justify="right")
+HEADINGS = ("network", "widths in multiples of", "parameters", *RUNTIMES, "share of 2.5, eager, batch 8")
+
+
+def speed_cells(rows: dict[str, Row]) -> list[tuple[str, ...]]:
+    """A line for each network under HEADINGS: how many times as fast at batch 1 and at batch 8; "-": not measured."""
+    lines = []
     for name, row in rows.items():
-        cells = [f"{row['macs_share']:.3f}", f"{row['params_share']:.3f}", str(row["rounding"]["chosen"])]
-        for runtime in RUNTIMES:
-            found = row.get(runtime, {})
-            known = all(str(batch) in found for batch in BATCHES)
-            cells.append(" / ".join(f"{found[str(batch)]['speedup']:.2f}" for batch in BATCHES) if known else "-")
-        table.add_row(name, *cells)
+        speeds = {
+            runtime: [row.get(runtime, {}).get(str(batch), {}).get("speedup") for batch in BATCHES]
+            for runtime in RUNTIMES
+        }
+        texts = ["-" if None in pair else " / ".join(f"{speed:.2f}" for speed in pair) for pair in speeds.values()]
+        last = speeds["eager"][-1]
+        reached = "-" if last is None else f"{100 * last / IDEAL:.0f} %"
+        lines.append((name, str(row["rounding"]["chosen"]), f"{row['params_share']:.3f}", *texts, reached))
+    return lines
+
+
+def markdown(rows: dict[str, Row]) -> str:
+    """The table of speeds as the README has it."""
+    lines = [HEADINGS, ("---",) + ("---:",) * (len(HEADINGS) - 1), *speed_cells(rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def speed_table(rows: dict[str, Row]) -> Table:
+    table = Table(*HEADINGS, title="times as fast, at batch 1 / 8")
+    for line in speed_cells(rows):
+        table.add_row(*line)
     return table
 
 
@@ -306,6 +323,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="trained weights of resnet56, of CIFAR-10")
     parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--report-only", action="store_true", help="print what is in the file, for the README too")
     parser.add_argument("--output", type=Path, default=RESULTS / "deployment.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -315,7 +333,7 @@ def main() -> None:
     about = {"target": TARGET, "seed": 0, "machine": machine(), "versions": report.circumstances("cpu")["versions"]}
 
     for name in NETWORKS:
-        if re.search(options.only, name):
+        if re.search(options.only, name) and not options.report_only:
 
             def save(row: Row, name: str = name) -> None:
                 rows[name] = row
@@ -324,6 +342,8 @@ def main() -> None:
 
             examine(name, rows.get(name, {}), list(options.stages), options, save)
     Console(width=150).print(speed_table(rows), check_table(rows))
+    if options.report_only:
+        print(markdown(rows))
     raise SystemExit(any(fine is False for row in rows.values() for fine in passed(row).values()))
 
 

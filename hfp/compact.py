@@ -27,6 +27,10 @@ from hfp.verify import Disagreement
 
 TOLERANCE = 1e-5  # relative, in float32: gated and compact networks add up the same products in another order
 AUTO = "auto"
+HOW_TO_READ = {
+    "safetensors": "; hfp.load(path, model) reads it, with the dense model from its constructor",
+    "pt2": "; hfp.load(path, trusted=True) reads it",
+}
 EXAMPLES = """\
 examples:
   python -m hfp.compact runs/a/checkpoint.safetensors --output small.safetensors
@@ -142,7 +146,7 @@ def show(found: dict[str, Any]) -> None:
         print(f"its outputs and the gated network's differ by {found['gated_difference']:.1e} (relative)")
     for name, entry in found["written"].items():
         done = "not written (--dry-run), but tried" if found["dry_run"] else "written and read back"
-        print(f"{entry['path']}: {done}, {found['files'][name]:,} bytes")
+        print(f"{entry['path']}: {done}, {found['files'][name]:,} bytes{HOW_TO_READ.get(name, '')}")
     report.console().print(comparison.table(found))
     for line in comparison.width_lines(found["widths"]):
         print(line)

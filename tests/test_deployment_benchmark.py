@@ -113,6 +113,11 @@ def test_the_committed_rows_keep_what_the_readme_says() -> None:
         assert onnx["error"] < 1e-4
 
 
+def test_the_readme_has_the_committed_figures() -> None:
+    rows = json.loads(COMMITTED.read_text())["rows"]
+    assert benchmark.markdown(rows) in (Path(__file__).parent.parent / "README.md").read_text()
+
+
 @pytest.fixture(autouse=True)
 def left_as_it_was() -> Iterator[None]:
     """One thread, as the other tests have it, and warnings that are seen."""
