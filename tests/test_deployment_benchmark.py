@@ -107,10 +107,9 @@ def test_the_committed_rows_keep_what_the_readme_says() -> None:
         assert False not in benchmark.passed(row).values(), name
     for name in ("resnet50", "vgg16_bn"):
         assert rows[name]["eager"]["8"]["speedup"] >= 1.8
-    for name in ("resnet50", "vgg16_bn", "vit_b_16"):
-        onnx = rows[name]["checks"]["onnx"]
-        assert onnx["compact_bytes"] / onnx["dense_bytes"] == pytest.approx(rows[name]["params_share"], abs=0.01)
-        assert onnx["error"] < 1e-4
+    onnx = rows["resnet50"]["checks"]["onnx"]
+    assert onnx["compact_bytes"] / onnx["dense_bytes"] == pytest.approx(rows["resnet50"]["params_share"], abs=0.002)
+    assert onnx["error"] < 1e-4
 
 
 def test_the_readme_has_the_committed_figures() -> None:
