@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hfp import catalogue, checkpoint, compact, formats, program, report, surgery
+from hfp import catalogue, checkpoint, compact, formats, program, surgery
 from hfp.origin import Outcome
 
 NETWORKS = (
@@ -316,6 +317,10 @@ def examine(name: str, row: Row, stages: list[str], options: argparse.Namespace,
             save(row)
 
 
+def versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="regular expression: only networks whose name it matches")
@@ -330,7 +335,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of exporters and of quantisation, about themselves
     logging.disable(logging.WARNING)
     rows: dict[str, Row] = json.loads(options.output.read_text())["rows"] if options.output.exists() else {}
-    about = {"target": TARGET, "seed": 0, "machine": machine(), "versions": report.circumstances("cpu")["versions"]}
+    about = {"target": TARGET, "seed": 0, "machine": machine(), "versions": versions()}
 
     for name in NETWORKS:
         if re.search(options.only, name) and not options.report_only:
