@@ -66,6 +66,8 @@ def set_up(run: RunFolder, display: report.Display) -> Lab:
     ).to(config.device)
     channels, size, _ = dataset.input_size
     steps = dataset.train.num_batches(config.batch_size, drop_last=True)
+    for sentence in run.mended:
+        display.line(sentence)
     display.line(
         f"{config.model} on {config.dataset}: {len(dataset.train):,} training, {len(dataset.validation):,} validation, "
         f"{len(dataset.test):,} test images of {size}x{size}, {len(dataset.classes)} classes; "

@@ -251,33 +251,34 @@ def _form(tensor: Tensor) -> str:
 # Training states and dense weights
 
 
-def save_training(path: str | Path, state: Mapping[str, Any]) -> None:
+def save_training(path: str | Path, state: Mapping[str, Any], *, before: Path | None = None) -> None:
     """Write a nested state, such as `{"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}`.
 
     Dicts (keys str or int), lists, tuples, tensors, numbers, strings and None come back from `load_training` exactly,
-    integer keys and tuples included; tensors bit by bit, on the CPU.
+    integer keys and tuples included; tensors bit by bit, on the CPU. `before`: a name in the same folder that the file
+    gets which was under `path` until now.
 
     Raises:
         ValueError: something else is in there, named by its place.
         OSError: as for `save`.
     """
     tensors: dict[str, Tensor] = {}
-    files.write(path, files.TRAINING, {"state": files.flatten(state, "", tensors)}, tensors)
+    files.write(path, files.TRAINING, {"state": files.flatten(state, "", tensors)}, tensors, before=before)
 
 
 def load_training(path: str | Path) -> dict[str, Any]:
     """The state that `save_training` wrote to `path`.
 
     Raises:
-        ValueError: the file is truncated, not ours, or of a newer format.
+        ValueError: the file is damaged (`hfp.files.Damaged`), not ours, or of a newer format.
     """
     header, tensors = files.read(path, files.TRAINING)
     try:
         state = files.unflatten(header.get("state"), tensors)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: its header does not match its tensors ({error!r}).") from error
+        raise files.Damaged(f"{path} is damaged: its header does not match its tensors ({error!r}).") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} is damaged: it holds no training state.")
+        raise files.Damaged(f"{path} is damaged: it holds no training state.")
     return state
 
 

@@ -2,15 +2,18 @@
 
 Every file is one safetensors file: the tensors, and one metadata entry, `hfp`, a JSON object that says the rest. A name
 holds the whole new file or the whole old one: written beside it, flushed to the disk, then renamed over it. What a file
-says is checked before any of it is used.
+says is checked before any of it is used: by its seal, a hash of all that it holds, since a disk that flips a bit of a
+weight tells nobody.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -23,12 +26,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 """Version of the header. A reader takes this and anything older, and refuses anything newer.
 
 2: a compact network says its class with its module, the width of every layer, and notes; provenance has more packages
 and the seed.
+3: there is a seal.
 """
+SEALED = 3
+"""Files from this format on have a seal; what it is a hash of is the same for all formats to come."""
+HEADER, SEAL = "hfp", "hfp.sha256"
+"""Entries of a safetensors file's metadata."""
 PACKAGES = ("hfp", "torch", "torchvision", "safetensors")
 
 COMPACT, TRAINING, WEIGHTS = "compact network", "training checkpoint", "dense weights"
@@ -42,25 +50,50 @@ _ADVICE = {
 }
 
 
-def atomic_write(path: str | Path, data: bytes) -> None:
+class Damaged(ValueError):
+    """A file that is not as it was written: cut short, overwritten, with a bit that flipped."""
+
+
+def atomic_write(path: str | Path, data: bytes, *, before: Path | None = None) -> None:
     """Replace `path` by `data`, or leave it as it was: there is no moment with half a file under that name.
+
+    `before`: a name in the same folder for the file that is replaced. At every moment there are two whole files then,
+    under names of which neither stands for the other's.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, replaced = _temporary(path), None if before is None else _temporary(before)
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if replaced is not None and path.exists():
+            _name_too(path, replaced)
         os.replace(temporary, path)
+        if before is not None and replaced is not None and replaced.exists():
+            os.replace(replaced, before)  # not earlier: it would stand for `path` too, and what it stood for be lost
     except BaseException:  # Ctrl-C included: whatever stopped the writing, the half-written file goes
-        temporary.unlink(missing_ok=True)
+        for left in filter(None, (temporary, replaced)):
+            left.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _name_too(path: Path, name: Path) -> None:
+    """Give a file a second name; a copy, where the file system knows no second names (FAT, some network folders)."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -73,15 +106,23 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write one file of ours: `tensors`, and what `header` says beside them, as JSON.
+def write(
+    path: str | Path,
+    kind: str,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    before: Path | None = None,
+) -> None:
+    """Write one file of ours: `tensors`, and what `header` says beside them, as JSON. `before` as in `atomic_write`.
 
     Raises:
         OSError: as for `atomic_write`.
     """
     stored, aliases = _deduplicate(tensors)
     text = header_text(kind, {"aliases": aliases, **header})
-    atomic_write(path, safetensors_torch.save(stored, metadata={"hfp": text, "format": "pt"}))
+    metadata = {HEADER: text, SEAL: seal(text, stored), "format": "pt"}
+    atomic_write(path, safetensors_torch.save(stored, metadata=metadata), before=before)
 
 
 def header_text(kind: str, entries: Mapping[str, Any]) -> str:
@@ -96,32 +137,55 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
         ValueError: the file is missing, truncated, not ours, of a newer format, or of another kind.
     """
     with opened(path) as file:
-        header = check_header((file.metadata() or {}).get("hfp"), path, kind)
+        said = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    text, found = said.get(HEADER), said.get(SEAL)
+    if found is not None and found != seal(text or "", tensors):
+        raise Damaged(
+            f"{path} is damaged: it does not hold what was written to it, a bit of it has changed. Copy it again, or "
+            "take an earlier one."
+        )
+    header = check_header(text, path, kind)
+    if found is None and header["format"] >= SEALED:
+        raise Damaged(f"{path} is damaged: it has no seal, which files of format {header['format']} have.")
     try:
         return header, tensors | {alias: tensors[name] for alias, name in header["aliases"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: its header names tensors that it does not hold ({error}).") from error
+        raise Damaged(f"{path} is damaged: its header names tensors that it does not hold ({error}).") from error
+
+
+def seal(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that a file says: its header, and name, dtype, shape and bytes of every tensor.
+
+    >>> seal("{}", {"weight": torch.zeros(2)})[:6], seal("{}", {"weight": torch.tensor([0.0, -0.0])})[:6]
+    ('06533a', '522093')
+    """
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def kind_of(path: str | Path) -> str | None:
     """What a file says that it is: COMPACT, TRAINING, WEIGHTS, or None for one that is not ours. Nothing is checked."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("hfp") or "null")
+            header = json.loads((file.metadata() or {}).get(HEADER) or "null")
         return str(header["kind"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def header_of(path: str | Path, kind: str) -> dict[str, Any]:
-    """The header of a file of ours, without its tensors.
+    """The header of a file of ours, without its tensors, and so without a look at its seal.
 
     Raises:
         ValueError: as for `read`.
     """
     with opened(path) as file:
-        return check_header((file.metadata() or {}).get("hfp"), path, kind)
+        return check_header((file.metadata() or {}).get(HEADER), path, kind)
 
 
 @contextlib.contextmanager
@@ -133,7 +197,7 @@ def opened(path: str | Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(
+        raise Damaged(
             f"{path} is not a whole safetensors file ({error}). It was cut short while being copied or written, or is "
             "something else. Copy it again, or take an earlier one."
         ) from error
@@ -148,7 +212,7 @@ def check_header(text: str | None, path: str | Path, kind: str) -> dict[str, Any
     try:
         header = json.loads(text or "null")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: its header is not JSON ({error}).") from error
+        raise Damaged(f"{path} is damaged: its header is not JSON ({error}).") from error
     if not isinstance(header, dict) or type(header.get("format")) is not int:
         raise ValueError(f"{path} was not written by hfp: it has no hfp header. {_WORDS[kind].capitalize()} is wanted.")
     if header["format"] > FORMAT:

@@ -346,8 +346,9 @@ def test_a_checkpoint_is_whole_or_the_one_before(
 
 
 def newer(folder: Path) -> None:
-    path = folder / "checkpoint.safetensors"
-    path.write_bytes(path.read_bytes().replace(b'\\"format\\": %d,' % files.FORMAT, b'\\"format\\": 9,'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "FORMAT", 9)
+        changed()(folder)
 
 
 def changed(**entries: Any) -> Callable[[Path], None]:
@@ -366,8 +367,22 @@ def other_target(folder: Path) -> None:
 
 
 def truncate(folder: Path) -> None:
-    path = folder / "checkpoint.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
+    for path in (folder / "checkpoint.safetensors", folder / "previous.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+def other_optimizer(**settings: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        optimizer = checkpoint.load_training(folder / "checkpoint.safetensors")["optimizer"]
+        groups = [group | settings for group in optimizer["param_groups"]]
+        changed(optimizer=optimizer | {"param_groups": groups})(folder)
+
+    return change
+
+
+def other_momentum(folder: Path) -> None:
+    optimizer = checkpoint.load_training(folder / "checkpoint.safetensors")["optimizer"]
+    changed(optimizer=optimizer | {"state": {0: {"momentum_buffer": torch.zeros(7)}}})(folder)
 
 
 def dense_weights(folder: Path) -> None:
@@ -386,6 +401,11 @@ def dense_weights(folder: Path) -> None:
         (changed(net=network().state_dict()), "does not fit this GatedModel: gates is missing"),
         (changed(net=7), "is damaged: it has no net"),
         (changed(optimizer=None), "is damaged: it has no optimizer"),
+        (other_optimizer(weight_decay=0.1), "does not fit this SGD: its groups have other settings"),
+        (other_momentum, "does not fit this SGD: its tensors are of other shapes"),
+        (changed(lines=[{"phase": "dense"}]), "its lines are not those of epochs"),
+        (changed(epoch=7), "has 7 epochs of phase 'prune', which has 1 in this run"),
+        (changed(epoch=-1), "it names no phase and epoch"),
     ],
 )
 def test_a_run_with_a_checkpoint_that_is_not_its_own(

@@ -139,7 +139,7 @@ def test_any_reader_of_safetensors_fills_a_compact_network(saved: Path) -> None:
     assert torch.equal(small.eval()(x), checkpoint.load(saved, network()).eval()(x))
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_files_of_every_format_keep_loading(version: int) -> None:
     """Written when the format was new, and never again; what they compute was noted down then."""
     small = checkpoint.load(FILES / f"compact-{version}.safetensors", network()).eval()
@@ -163,7 +163,7 @@ def test_files_of_every_format_keep_loading(version: int) -> None:
 def rewritten(
     path: Path, header: dict[str, Any] | str | None = None, tensors: Mapping[str, Tensor | None] = MappingProxyType({})
 ) -> None:
-    """Change the header and some tensors of a file (None: remove it) behind hfp's back."""
+    """Change the header and some tensors of a file (None: remove it) behind hfp's back; its seal is renewed."""
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
     content: dict[str, Any] = load_file(path) | dict(tensors)
@@ -171,7 +171,8 @@ def rewritten(
         metadata["hfp"] = json.dumps(json.loads(metadata["hfp"]) | header)
     elif header is not None:
         metadata["hfp"] = header
-    save_file({name: tensor for name, tensor in content.items() if tensor is not None}, path, metadata=metadata)
+    stored = {name: tensor for name, tensor in content.items() if tensor is not None}
+    save_file(stored, path, metadata=metadata | {files.SEAL: files.seal(metadata["hfp"], stored)})
 
 
 def record_of(path: Path, **changes: Any) -> dict[str, Any]:
@@ -188,7 +189,7 @@ DAMAGE = {
     "header no JSON": (lambda path: rewritten(path, "{"), "header is not JSON"),
     "header too deep": (lambda path: rewritten(path, "[" * 100_000), "header is not JSON"),
     "header a list": (lambda path: rewritten(path, "[]"), "was not written by hfp"),
-    "newer": (lambda path: rewritten(path, {"format": 99}), "newer hfp: it has format 99.* reads up to format 2"),
+    "newer": (lambda path: rewritten(path, {"format": 99}), "newer hfp: it has format 99.* reads up to format 3"),
     "format a bool": (lambda path: rewritten(path, {"format": True}), "was not written by hfp"),
     "no record": (lambda path: rewritten(path, {"record": None}), "no record of how its network was cut"),
     "keep no bits": (lambda path: rewritten(path, record_of(path, keep="012")), r"does not make sense \(wrong: keep"),
@@ -234,6 +235,28 @@ def test_a_file_cut_short_anywhere_is_refused(saved: Path) -> None:
         saved.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="not a whole safetensors file.*cut short"):
             checkpoint.load(saved, network())
+
+
+def test_a_bit_that_flips_anywhere_is_noticed(saved: Path) -> None:
+    """Or it changes nothing: one of the words of the format that we do not read."""
+    whole, state = saved.read_bytes(), checkpoint.load(saved, network()).state_dict()
+    for place in range(0, 8 * len(whole), 41):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        saved.write_bytes(flipped)
+        try:
+            loaded = checkpoint.load(saved, network())
+        except files.Damaged:
+            continue
+        assert same(dict(loaded.state_dict()), dict(state)), place
+
+
+def test_a_seal_cannot_be_left_out(saved: Path) -> None:
+    with safe_open(saved, "pt") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != files.SEAL}
+    save_file(load_file(saved), saved, metadata=metadata)
+    with pytest.raises(files.Damaged, match="it has no seal, which files of format 3 have"):
+        checkpoint.load(saved, network())
 
 
 def test_another_network_is_refused(saved: Path) -> None:

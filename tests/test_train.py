@@ -15,7 +15,7 @@ import pytest
 import hfp
 import models
 import train
-from benchmarks import kill_resume
+from benchmarks import training_runs as runs
 from hfp import checkpoint
 from hfp.experiment import loop
 from hfp.experiment.run import PHASES, RunFolder
@@ -29,7 +29,7 @@ ROWS = ("baseline", "gated", "compacted", "finetuned")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run left in peace, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "peaceful"
-    return folder, kill_resume.finish(kill_resume.start(folder, TINY))
+    return folder, runs.finish(runs.start(folder, TINY))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 12
 
 def test_the_run_folder_holds_everything(finished: tuple[Path, str]) -> None:
     names = {"config.json", "metrics.jsonl", "result.json"}
-    files = {"dense", "gated", "small", "checkpoint"}
+    files = {"dense", "gated", "small", "checkpoint", "previous"}
     assert {path.name for path in finished[0].iterdir()} == names | {f"{name}.safetensors" for name in files}
 
 
@@ -121,18 +121,18 @@ def test_an_existing_baseline_and_a_control(finished: tuple[Path, str], tmp_path
 
 def test_killed_at_random_moments_it_ends_the_same(finished: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "hunted"
-    process = kill_resume.start(folder, TINY)
+    process = runs.start(folder, TINY)
     wait_for(lambda: (folder / "checkpoint.safetensors").exists(), process)
     process.kill()
     process.communicate()
-    kill_resume.kill_and_resume(folder, TINY, kills=2, window=(2, 8), generator=random.Random(0))
-    assert kill_resume.differences(finished[0], folder) == []
+    runs.kill_and_resume(folder, TINY, kills=2, window=(2, 8), generator=random.Random(0))
+    assert runs.differences(finished[0], folder) == []
 
 
 @pytest.mark.parametrize(("sent", "code", "said"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
 def test_a_stopped_run_says_how_to_go_on(sent: int, code: int, said: str, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
-    process = kill_resume.start(folder, [*TINY, "--dense-epochs", "1000"])
+    process = runs.start(folder, [*TINY, "--dense-epochs", "1000"])
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(RunFolder(folder, {}).lines()) > 1, process)
     process.send_signal(sent)
     printed, _ = process.communicate()
@@ -190,6 +190,55 @@ def test_a_run_of_the_first_version_goes_on(copied: Path) -> None:
     del config["accuracy_floor"]
     (copied / "config.json").write_text(json.dumps(config))
     assert train.main(["--resume", str(copied)]) == 0
+
+
+def spoilt(path: Path) -> None:
+    """One bit of it flips."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("harm", [spoilt, cut_short, Path.unlink])
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.jsonl", "config.json"])
+def test_what_is_damaged_is_put_right_from_what_is_not(
+    name: str, harm: Any, finished: tuple[Path, str], copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (copied / name).read_bytes()
+    if name == "config.json" and harm is spoilt:
+        (copied / name).write_bytes(whole.replace(b":", b";"))  # one that stays JSON is another setting, and refused
+    else:
+        harm(copied / name)
+    harmed = (copied / name).read_bytes() if (copied / name).exists() else b""
+    assert train.main(["--resume", str(copied)]) == 0
+    assert runs.differences(finished[0], copied) == []
+    assert not list(copied.glob(".*"))
+    said = capsys.readouterr().out
+    if name == "checkpoint.safetensors" and harmed:
+        assert "The one before" in said and "has 1 epochs of phase 'finetune': from there it goes on." in said
+        assert (copied / "damaged.safetensors").read_bytes() == harmed
+    if name == "config.json":
+        assert "The checkpoint has the settings as well" in said and (copied / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["dense", "gated", "small"])
+def test_a_network_that_is_damaged_is_refused(name: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoilt(copied / f"{name}.safetensors")
+    harmed = (copied / f"{name}.safetensors").read_bytes()
+    if train.main(["--resume", str(copied)]):
+        assert f"{name}.safetensors is damaged: it does not hold what was written to it" in capsys.readouterr().err
+        assert (copied / f"{name}.safetensors").read_bytes() == harmed
+    else:
+        assert name == "small"  # which a run in its last phase writes anew
+
+
+def test_a_folder_without_settings_still_holds_a_run(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "config.json").unlink()
+    assert "already holds a run" in refused([*TINY, "--output", str(copied)], capsys)
 
 
 # --- what is refused
@@ -273,8 +322,13 @@ def test_a_folder_that_holds_a_run_is_not_written_over(copied: Path, capsys: pyt
 def test_a_damaged_run_is_refused(
     name: str, content: bytes, message: str, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if name == "config.json" and content != b'{"lr": 1}':
+        (copied / "checkpoint.safetensors").unlink()  # which has the settings, too
+    (copied / "previous.safetensors").unlink()
     (copied / name).write_bytes(content)
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
     assert message in refused(["--resume", str(copied)], capsys)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
 
 
 def test_a_diverging_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 import hfp
 import models
 import train
-from benchmarks import kill_resume
+from benchmarks import training_runs as runs
 from hfp import checkpoint
 from hfp import compact as compact_command
 from hfp.experiment import data, loop
@@ -68,7 +68,7 @@ def test_a_run_that_was_stopped_ends_the_same(
     # The fourth checkpoint would be that of the second epoch of pruning: before it are those of the baseline, of the
     # start of pruning, and of its first epoch.
     interrupted(tmp_path / "stopped", 4, monkeypatch, *settings)
-    assert kill_resume.differences(tmp_path / "peaceful", tmp_path / "stopped") == []
+    assert runs.differences(tmp_path / "peaceful", tmp_path / "stopped") == []
     outcome = compact_command.compact(tmp_path / "peaceful" / "gated.safetensors")
     record = checkpoint.record_of(outcome.small)
     assert record.params == result["finetuned"]["params"] and record.targets["method"] == method
@@ -97,7 +97,7 @@ def test_pruning_ends_at_the_thinnest_network_above_the_floor(
     small = hfp.load(tmp_path / "peaceful" / "small.safetensors", models.build("lenet5"))
     assert checkpoint.record_of(small).macs == result["finetuned"]["macs"] == thinnest
     interrupted(tmp_path / "stopped", broken + 3, monkeypatch, *settings)  # where the floor is broken
-    assert kill_resume.differences(tmp_path / "peaceful", tmp_path / "stopped") == []
+    assert runs.differences(tmp_path / "peaceful", tmp_path / "stopped") == []
 
 
 def test_a_checkpoint_of_a_run_with_a_floor_is_cut_where_it_stands(baseline: Path, tmp_path: Path) -> None:

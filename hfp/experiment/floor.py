@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from hfp import checkpoint
+from hfp.experiment.restore import put_back
 from hfp.wrap import GatedModel
 
 
@@ -45,7 +46,6 @@ class Floor:
                 "there is nothing to hold; give a lower floor, or train it for longer (--dense-epochs)."
             )
         state = checkpoint.load_training(self.held)
-        checkpoint.fill(self.net, state["net"], source=str(self.held))
-        self.optimizer.load_state_dict(state["optimizer"])
+        put_back(self.net, self.optimizer, state, source=str(self.held))
         self.net.stop()
-        return f"below the floor of {self.least}: back to epoch {state['epoch']}, and pruning ends there"
+        return f"below the floor of {self.least}: back to epoch {state.get('epoch')}, and pruning ends there"

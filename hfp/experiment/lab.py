@@ -67,6 +67,8 @@ def fit(
     """
     run, (before, total) = lab.run, schedule
     done = run.restore(phase, net, optimizer)
+    if done > epochs:
+        raise ValueError(f"{run.checkpoint} has {done} epochs of phase {phase!r}, which has {epochs} in this run.")
     if done == 0:
         if floor is not None:
             floor.check(0, loop.evaluate(net, batches(lab, lab.data.validation), lab.recipe)[0])

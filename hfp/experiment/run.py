@@ -1,15 +1,17 @@
 """The folder of one training run: what lies in it, what is written when, and how a run that was stopped goes on.
 
     config.json            the settings
-    metrics.jsonl          a line an epoch
+    metrics.jsonl          a line an epoch, for people; the checkpoint has them all as well
     checkpoint.safetensors everything needed to go on, replaced after every epoch
+    previous.safetensors   the checkpoint before, for the day on which the newest turns out to be damaged
     dense.safetensors      the baseline, once trained; gated.safetensors the gated network at the end of pruning;
     small.safetensors      the compact network, fine-tuned (hfp.load reads it); control.safetensors where asked for
     held.safetensors       with an accuracy floor: the last state that held it
     result.json            the final figures
 
-An epoch's line is written before its checkpoint. A run killed between the two has a line too many, never one too few,
-and `RunFolder.begin` drops the lines that the checkpoint does not know of.
+What counts is the checkpoint: an epoch that it does not know of is run again. So an epoch's line may be written before
+its checkpoint, and is dropped where a run was killed between the two; and settings and lines that are damaged are put
+right from it. A checkpoint that is damaged itself is kept, as damaged.safetensors, and the one before takes its place.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfp.checkpoint import fill, load_training, save_training
-from hfp.files import atomic_write
+from hfp.checkpoint import load_training, save_training
+from hfp.experiment.restore import put_back
+from hfp.files import Damaged, atomic_write
 
 PHASES = ("dense", "prune", "finetune", "control")
 """In the order in which a run goes through them."""
@@ -38,19 +41,26 @@ class RunFolder:
         path: the folder.
         config: the settings, as in config.json.
         state: the checkpoint that the run goes on from; None before the first one.
+        mended: what was damaged, and what is used in its place; a sentence each.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], state: dict[str, Any] | None = None) -> None:
         self.path = path
         self.config = config
         self.state = state
+        self.mended: list[str] = []
+        self.settings = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.previous = path / "previous.safetensors"
+        self.damaged = path / "damaged.safetensors"
         self.dense = path / "dense.safetensors"
         self.gated = path / "gated.safetensors"
         self.small = path / "small.safetensors"
         self.control = path / "control.safetensors"
         self.held = path / "held.safetensors"
-        self.checkpoint = path / "checkpoint.safetensors"
-        self.metrics = path / "metrics.jsonl"
+        self._history: list[dict[str, Any]] = []
+        self._lost_settings = self._fell_back = False
 
     @classmethod
     def create(cls, path: str | Path, config: dict[str, Any]) -> RunFolder:
@@ -60,53 +70,57 @@ class RunFolder:
             ValueError: there is a run in it, or `path` is a file.
         """
         path = Path(path)
-        if (path / "config.json").exists():
+        run = cls(path, config)
+        if run.begun:
             raise ValueError(
                 f"{path} already holds a run. Continue it with --resume {shlex.quote(str(path))}, "
                 "or give another --output."
             )
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; --output wants the name of a folder for the run.")
-        return cls(path, config)
+        return run
 
     @classmethod
     def resume(cls, path: str | Path) -> RunFolder:
         """The run in the folder `path` (or in the folder of the file `path`). Nothing is written before `begin`.
 
         Raises:
-            ValueError: there is no run, or its config or checkpoint is damaged.
+            ValueError: there is no run, or what is left of it is damaged (`hfp.files.Damaged`).
         """
         path = Path(path)
         path = path.parent if path.is_file() else path
-        try:
-            config = json.loads((path / "config.json").read_text())
-        except (FileNotFoundError, NotADirectoryError) as error:
+        run = cls(path, {})
+        if not run.begun:
             raise ValueError(
                 f"There is no run in {path} (no config.json); start one with --output {shlex.quote(str(path))}."
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path / 'config.json'} is damaged: {error}.") from error
-        if not isinstance(config, dict):
-            raise ValueError(f"{path / 'config.json'} is damaged: it holds no settings.")
-        run = cls(path, config)
-        if run.checkpoint.exists():
-            run.state = load_training(run.checkpoint)
-            if run.state.get("phase") not in PHASES or type(run.state.get("epoch")) is not int:
-                raise ValueError(f"{run.checkpoint} is not the checkpoint of a run: it names no phase and epoch.")
+            )
+        run.state = run._last_good()
+        try:
+            run.config = _settings(run.settings)
+        except Damaged as error:
+            config = (run.state or {}).get("config")
+            if not isinstance(config, dict):
+                raise
+            run.config, run._lost_settings = config, True
+            run.mended.append(f"{error} The checkpoint has the settings as well, and they are taken from there.")
+        run._history = run._lines_so_far()
         return run
 
     @property
     def begun(self) -> bool:
         """Whether there is something to resume."""
-        return (self.path / "config.json").exists()
+        return any(path.exists() for path in (self.settings, self.checkpoint, self.previous))
 
     def begin(self) -> None:
         """Make the folder, or put an old one back where its checkpoint is; from here on, files are written."""
-        if not self.begun:
-            atomic_write(self.path / "config.json", json.dumps(self.config, indent=2).encode())
+        if self._lost_settings or not self.settings.exists():
+            atomic_write(self.settings, json.dumps(self.config, indent=2).encode())
+        if self._fell_back:  # else the damaged file would become the one before, when the next is written
+            os.replace(self.checkpoint, self.damaged)
         for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while writing
             leftover.unlink(missing_ok=True)
-        self._trim_metrics()
+        if self.metrics.exists() or self._history:
+            atomic_write(self.metrics, "".join(json.dumps(line) + "\n" for line in self._history).encode())
 
     def passed(self, phase: str) -> bool:
         """Whether the run has already gone beyond `phase`, so that its result lies in the folder."""
@@ -116,23 +130,23 @@ class RunFolder:
         """Put `net` and `optimizer` back where the checkpoint has them, if it is of `phase`; the epochs done in it.
 
         Raises:
-            ValueError: the checkpoint is of another network, or misses a part.
+            ValueError: the checkpoint is of another network or optimizer, or misses a part.
         """
         if self.state is None or self.state["phase"] != phase:
             return 0
-        for part in ("net", "optimizer"):
-            if not isinstance(self.state.get(part), dict):
-                raise ValueError(f"{self.checkpoint} is damaged: it has no {part}.")
-        fill(net, self.state["net"], source=str(self.checkpoint))
-        optimizer.load_state_dict(self.state["optimizer"])
+        put_back(net, optimizer, self.state, source=str(self.checkpoint))
         return int(self.state["epoch"])
 
     def save(self, state: Mapping[str, Any], path: Path | None = None) -> None:
-        """Write the checkpoint (or, with `path`, a copy of it under that name) atomically."""
-        save_training(path or self.checkpoint, state)
+        """Write the checkpoint, and keep the one before; or, with `path`, write the state under that name."""
+        if path is None:
+            save_training(self.checkpoint, {**state, "lines": self._history}, before=self.previous)
+        else:
+            save_training(path, state)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl, and see it onto the disk."""
+        self._history.append(dict(line))
         with open(self.metrics, "a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
@@ -146,9 +160,9 @@ class RunFolder:
         for text in self.metrics.read_text(errors="replace").splitlines():
             try:
                 line = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(line, dict) and line.get("phase") in PHASES:
+            if _is_line(line):
                 found.append(line)
         return found
 
@@ -159,10 +173,67 @@ class RunFolder:
         """What the user types to go on."""
         return f"python train.py --resume {shlex.quote(str(self.path))}"
 
-    def _trim_metrics(self) -> None:
-        """Drop what was logged after the checkpoint: those epochs are about to be run again."""
-        if not self.metrics.exists():
-            return
-        reached = (PHASES.index(self.state["phase"]), self.state["epoch"]) if self.state is not None else (-1, 0)
-        kept = [line for line in self.lines() if (PHASES.index(line["phase"]), line["epoch"]) <= reached]
-        atomic_write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    def _last_good(self) -> dict[str, Any] | None:
+        """The checkpoint, or, if it is damaged, the one before; None if none was written yet."""
+        if not self.checkpoint.exists() and not self.previous.exists():
+            if self.lines():  # written after the first checkpoint
+                raise Damaged(
+                    f"{self.metrics} tells of epochs that were run, and {self.checkpoint}, which had them, is missing, as "
+                    f"is {self.previous}. Put it back, or start a new run with another --output."
+                )
+            return None
+        if not self.checkpoint.exists():
+            return _checkpoint(self.previous)
+        try:
+            return _checkpoint(self.checkpoint)
+        except Damaged as error:
+            if not self.previous.exists():
+                raise
+            try:
+                state = _checkpoint(self.previous)
+            except Damaged as other:
+                raise Damaged(f"{error} The checkpoint before is no better: {other}") from other
+            self._fell_back = True
+            done = f"{state['epoch']} epochs of phase {state['phase']!r}"
+            self.mended.append(
+                f"{error} The one before, {self.previous}, is whole, and has {done}: from there it goes on."
+            )
+            return state
+
+    def _lines_so_far(self) -> list[dict[str, Any]]:
+        """The lines of the epochs that the checkpoint knows of."""
+        if self.state is None:
+            return []
+        lines = self.state.get("lines")
+        if lines is None:  # a checkpoint of format 2 or older: metrics.jsonl alone has them
+            reached = (PHASES.index(self.state["phase"]), self.state["epoch"])
+            return [line for line in self.lines() if (PHASES.index(line["phase"]), line["epoch"]) <= reached]
+        if not isinstance(lines, list) or not all(map(_is_line, lines)):
+            raise ValueError(f"{self.checkpoint} is not the checkpoint of a run: its lines are not those of epochs.")
+        return list(lines)
+
+
+def _is_line(line: Any) -> bool:
+    return isinstance(line, dict) and line.get("phase") in PHASES and type(line.get("epoch")) is int
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The content of config.json."""
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is missing.") from error
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged: {error}.") from error
+    if not isinstance(config, dict):
+        raise Damaged(f"{path} is damaged: it holds no settings.")
+    return config
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a file, which has to be that of a run."""
+    state = load_training(path)
+    epoch = state.get("epoch")
+    if state.get("phase") not in PHASES or type(epoch) is not int or epoch < 0:
+        raise ValueError(f"{path} is not the checkpoint of a run: it names no phase and epoch.")
+    return state
