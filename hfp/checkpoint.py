@@ -222,7 +222,9 @@ def record_from_json(data: Any, *, source: str) -> surgery.Record:
     )
     if not isinstance(data, dict) or "inputs" not in data:
         raise ValueError(f"{source} has no record of how its network was cut. Write it again with hfp.save.")
-    wrong = [name for name, kind in kinds.items() if not isinstance(data.get(name), kind)]
+    wrong = [name for name, kind in kinds.items() if type(data.get(name)) is not kind]
+    if "targets" not in wrong and not _are_names(data["targets"].get("ignore", [])):
+        wrong.append("targets")
     if wrong or not set(data["keep"]) <= {"0", "1"}:
         raise ValueError(
             f"{source} has a record that does not make sense (wrong: {', '.join(wrong) or 'keep'}). "
@@ -230,6 +232,10 @@ def record_from_json(data: Any, *, source: str) -> surgery.Record:
         )
     keep = torch.tensor([letter == "1" for letter in data["keep"]], dtype=torch.bool)
     return surgery.Record(keep=keep, inputs=data["inputs"], **{name: data[name] for name in kinds if name != "keep"})
+
+
+def _are_names(value: Any) -> bool:
+    return value is None or (isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value))
 
 
 def _tensors_of(net: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp import checkpoint, files
+from hfp import checkpoint, files, pickled
 from hfp.watcher import first_line
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights")
@@ -49,13 +49,14 @@ def _loaded(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}.")
     try:
+        pickled.check(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # whose words advise to read it all the same
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and plain data: reading that may run code, so hfp reads "
             "none of it. Save the state dict alone: torch.save(model.state_dict(), path)."
         ) from error
-    except Exception as error:  # PyTorch's reader raises whatever it stumbles over
+    except Exception as error:  # readers of pickles raise whatever they stumble over
         raise ValueError(f"{path} cannot be read as a file of torch.save: {first_line(error)}") from error
 
 
@@ -126,9 +127,11 @@ def fill(model: nn.Module, found: Mapping[str, Tensor], *, source: str) -> None:
     state = {name: value for name, value in found.items() if name != "n_averaged"}
     state = _unprefixed(state, own)
     for name, value in state.items():
-        _check(name, value, source)
         wanted = own.get(name)
-        if wanted is not None and wanted.is_floating_point() and value.is_floating_point():
+        if wanted is None or wanted.shape != value.shape:
+            continue  # refused below; it is not touched, since a few bytes can claim to be a tensor of any size
+        _check(name, value, source)
+        if wanted.is_floating_point() and value.is_floating_point():
             state[name] = value.to(wanted.dtype)
     counters = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")}
     checkpoint.fill(model, {**{name: counters[name] for name in counters if name not in state}, **state}, source=source)

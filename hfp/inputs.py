@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 TOLD = 1024  # elements of the largest tensor whose values a description tells
+LARGEST = 2**28  # elements of an input that a description asks for: a file may not make us follow labels without bound
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -164,15 +165,21 @@ def rebuild(description: Mapping[str, Any]) -> Arguments:
             or not all(type(n) is int and n >= 0 for n in shape)
         ):
             raise ValueError(f"not a description of an example input: {entry!r}")
+        if prod(shape) > LARGEST:
+            raise ValueError(f"not a description of an example input: {shape} has more than {LARGEST:,} elements")
         if "values" not in entry:
             return torch.empty(shape, dtype=dtype, device="meta")
         values = entry["values"]
         if not isinstance(values, list) or len(values) != prod(shape) or {type(x) for x in values} - {bool, int, float}:
             raise ValueError(f"not a description of an example input: {entry!r}")
-        return torch.tensor(values, dtype=dtype).reshape(shape)
+        try:
+            return torch.tensor(values, dtype=dtype).reshape(shape)
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a number that the dtype has not
+            raise ValueError(f"not a description of an example input: {error}") from error
 
     if not isinstance(description, Mapping) or set(description) != {"args", "kwargs"}:
         raise ValueError("not a description of example inputs: expected 'args' and 'kwargs'")
-    return tuple(one(entry) for entry in description["args"]), {
-        name: one(entry) for name, entry in description["kwargs"].items()
-    }
+    args, kwargs = description["args"], description["kwargs"]
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise ValueError("not a description of example inputs: expected a list of 'args' and named 'kwargs'")
+    return tuple(one(entry) for entry in args), {name: one(entry) for name, entry in kwargs.items()}

@@ -41,7 +41,8 @@ WRAP = {
     "method": (str,),
     "steps": (int,),
 }
-LARGEST = 10**6  # of any integer in BUILD: a file must not make us allocate without bound
+LARGEST = 10**5  # of any integer in BUILD, and
+MOST = 2**30  # parameters of a network that a file asks for: it must not make us allocate without bound
 
 WHERE = {
     "dense": "pruning has not begun, the gates have learnt nothing: channels are removed by untrained scores",
@@ -145,6 +146,8 @@ def of_training(path: str | Path, wanted: Wanted) -> Outcome:
     if state.get("phase") not in PHASES or not isinstance(state.get("net"), dict):
         raise ValueError(f"{path} is not a checkpoint of train.py: it names no phase of a run and no network.")
     phase = state["phase"]
+    if type(state.get("epoch", 0)) is not int:
+        raise ValueError(f"{path} is not a checkpoint of train.py: its number of epochs is {state['epoch']!r:.80}.")
     said = f"phase {phase!r}, {state.get('epoch', 0)} epochs done; {WHERE[phase]}"
     dense = of_models(state.get("build"), path)
     notes = {"build": state["build"]}
@@ -235,7 +238,11 @@ def of_models(build: Any, path: str | Path) -> nn.Module:
     options = checked(build, BUILD, path, "build")
     if any(isinstance(value, int) and not 0 < value <= LARGEST for value in options.values()):
         raise ValueError(f"{path} asks for a network of an impossible size: {options}.")
-    return models.build(**options)  # takes only names that it lists itself
+    with torch.device("meta"):
+        outline = models.build(**options)  # takes only names that it lists itself
+    if sum(parameter.numel() for parameter in outline.parameters()) > MOST:
+        raise ValueError(f"{path} asks for a network of more than {MOST:,} parameters: {options}.")
+    return models.build(**options)
 
 
 def checked(options: Any, kinds: Mapping[str, tuple[type | None, ...]], path: str | Path, what: str) -> dict[str, Any]:

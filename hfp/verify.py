@@ -43,7 +43,8 @@ def verify(model: nn.Module, table: ChannelTable, example_inputs: Any = None, *,
     True
 
     `example_inputs` are needed for models whose code looks at values only; else noise of the traced shapes does.
-    Disagreement, with the channel groups that are to blame, where the outputs are not the same but for rounding.
+    Disagreement, with the channel groups that are to blame, where the outputs are not the same but for rounding;
+    ValueError, where that is because the network holds numbers that are not finite.
     """
     if isinstance(cuts, bool) or not isinstance(cuts, int) or cuts < 1:
         raise ValueError(f"cuts={cuts!r}: expected a whole number of at least 1")
@@ -102,7 +103,17 @@ class Proof:
         error, words = judge.compared(keep)
         if error <= judge.tolerance:
             return error
+        self._check_finite()
         raise judge._disagreement(keep, words)
+
+    def _check_finite(self) -> None:
+        """Not a number times a gate that is closed is still none, so nothing can be said of such a network."""
+        for name, value in self.model.state_dict().items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"{type(self.model).__name__} holds numbers that are not finite, in {name}: it has diverged. Take "
+                    "an earlier state of it."
+                )
 
     def compared(self, keep: Tensor, small: nn.Module | None = None) -> tuple[float, str]:
         """The difference, infinite where the cut network does not run, and in words what the cut network does."""

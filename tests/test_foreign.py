@@ -106,7 +106,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: path.write_bytes(b"noise" * 100),
         "is damaged, or holds more than tensors",
     ),
-    "empty": (lambda path: path.write_bytes(b""), "cannot be read as a file of torch.save"),
+    "empty": (lambda path: path.write_bytes(b""), "is damaged, or holds more than tensors"),
     "code": (
         written({"state_dict": {"a": torch.zeros(1)}, "x": Harm()}),
         "is damaged, or holds more than tensors",

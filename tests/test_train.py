@@ -316,12 +316,18 @@ def test_a_folder_that_holds_a_run_is_not_written_over(copied: Path, capsys: pyt
         ("config.json", b"{", "config.json is damaged"),
         ("config.json", b"[]", "it holds no settings"),
         ("config.json", b'{"lr": 1}', "was written by another version of train.py"),
+        ("device", 0.5, "config.json has device=0.5, which is of the wrong kind"),
+        ("ignore", [1], "config.json has ignore=[1], which is of the wrong kind"),
+        ("seed", True, "config.json has seed=True, which is of the wrong kind"),
         ("checkpoint.safetensors", b"cut", "is not a whole safetensors file"),
     ],
 )
 def test_a_damaged_run_is_refused(
-    name: str, content: bytes, message: str, copied: Path, capsys: pytest.CaptureFixture[str]
+    name: str, content: Any, message: str, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if not isinstance(content, bytes):
+        config = json.loads((copied / "config.json").read_text()) | {name: content}
+        name, content = "config.json", json.dumps(config).encode()
     if name == "config.json" and content != b'{"lr": 1}':
         (copied / "checkpoint.safetensors").unlink()  # which has the settings, too
     (copied / "previous.safetensors").unlink()

@@ -178,8 +178,8 @@ class RunFolder:
         if not self.checkpoint.exists() and not self.previous.exists():
             if self.lines():  # written after the first checkpoint
                 raise Damaged(
-                    f"{self.metrics} tells of epochs that were run, and {self.checkpoint}, which had them, is missing, as "
-                    f"is {self.previous}. Put it back, or start a new run with another --output."
+                    f"{self.metrics} tells of epochs that were run, and {self.checkpoint}, which had them, is missing, "
+                    f"as is {self.previous}. Put it back, or start a new run with another --output."
                 )
             return None
         if not self.checkpoint.exists():

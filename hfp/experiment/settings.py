@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -240,9 +242,25 @@ def open_run(argv: list[str] | None) -> RunFolder:
             f"{run.path / 'config.json'} was written by another version of train.py "
             f"(settings: {', '.join(sorted(unknown))})."
         )
+    check_kinds(run.config, source=str(run.settings))
     check_same_run(run)
     check_device(run.config["device"])
     return run
+
+
+def check_kinds(config: Mapping[str, Any], *, source: str) -> None:
+    """
+    Raises:
+        ValueError: a setting is of a kind that no flag gives.
+    """
+    for name, hint in get_type_hints(Config).items():
+        value, kinds = config[name], get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if isinstance(value, list):
+            fits = list[str] in kinds and all(isinstance(item, str) for item in value)
+        else:
+            fits = type(value) in kinds or (type(value) is int and float in kinds)
+        if not fits:
+            raise ValueError(f"{source} has {name}={value!r:.80}, which is of the wrong kind.")
 
 
 def check_same_run(run: RunFolder) -> None:
