@@ -6,13 +6,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import chaos
+import faults
 import pytest
 
-from benchmarks import common  # noqa: F401  # puts benchmarks and tests where its modules find each other
 from hfp import files
-
-import chaos  # isort: skip
-import faults  # isort: skip
 
 
 @pytest.fixture(scope="module")

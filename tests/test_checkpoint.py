@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import random
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -339,6 +340,25 @@ def test_training_goes_on_as_if_it_had_not_been_saved(tmp_path: Path) -> None:
         step(net, optimizer, seed)
         step(other, other_optimizer, seed)
     assert same(dict(net.state_dict()), dict(other.state_dict()))
+
+
+def test_generators_schedulers_and_scalers_come_back(tmp_path: Path) -> None:
+    optimizer = torch.optim.AdamW(network().parameters(), lr=0.1)
+    schedulers = [torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, 9), torch.optim.lr_scheduler.StepLR(optimizer, 3)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))
+    state = {
+        "schedulers": [{key: x for key, x in each.state_dict().items() if not callable(x)} for each in schedulers],
+        "scaler": scaler.state_dict(),
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+    }
+    drawn = random.random(), torch.rand(3)
+    checkpoint.save_training(tmp_path / "state", state)
+    loaded = checkpoint.load_training(tmp_path / "state")
+    assert same(loaded, state)
+    random.setstate(loaded["python"]), torch.set_rng_state(loaded["torch"])
+    assert random.random() == drawn[0] and torch.equal(torch.rand(3), drawn[1])
 
 
 @pytest.mark.parametrize(

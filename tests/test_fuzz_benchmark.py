@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -9,12 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz
+import fuzz_targets
 import pytest
-
-from benchmarks import common  # noqa: F401  # puts benchmarks and tests where its modules find each other
-
-import fuzz  # isort: skip
-import fuzz_targets  # isort: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +38,6 @@ def test_hostile_files_are_refused_in_words_and_nothing_runs(files: dict[str, by
 
 
 def die() -> None:
-    import os
-
     os._exit(7)
 
 
@@ -49,7 +45,7 @@ BREACHES: dict[str, tuple[Callable[[], Any], str]] = {
     "another error": (lambda: {}["x"], "KeyError: 'x'"),
     "an error without words": (lambda: int(""), ""),
     "a program": (lambda: subprocess.run([sys.executable, "-V"], capture_output=True), "executed: subprocess.Popen"),
-    "a file elsewhere": (lambda: Path("/tmp/hostile").touch(), "executed: open"),
+    "a file elsewhere": (lambda: open(os.devnull, "w").close(), "executed: open"),
     "no end": (lambda: [time.process_time() for _ in iter(int, 1)], "Breach: more than"),
     "memory": (lambda: len(bytearray(700 * 2**20)), "memory: 700 MiB"),
     "the end of the process": (die, "the process died with 7"),

@@ -24,15 +24,20 @@ def archived(content: bytes, packing: int = zipfile.ZIP_STORED) -> bytes:
     return made.getvalue()
 
 
+def called(module: str, name: str) -> bytes:
+    """A pickle that is what this makes of the number."""
+    return b"\x80\x02c" + f"{module}\n{name}\n".encode() + MANY + b"\x85R."
+
+
 def nested(depth: int) -> bytes:
     """A dict with one key: a pair of twice the same pair of twice the same pair ..."""
     return b"\x80\x02}K\x01" + b"2\x86" * depth + b"K\x01s."
 
 
 HOSTILE = {
-    "bytes": (b"\x80\x02cbuiltins\nbytearray\n" + MANY + b"\x85R.", "it asks for a 'builtins bytearray'"),
-    "by an old name": (b"\x80\x02c__builtin__\nbytearray\n" + MANY + b"\x85R.", "it asks for a '__builtin__ bytearray'"),
-    "a tensor": (b"\x80\x02ctorch\nTensor\n" + MANY + b"\x85R.", "it asks for a 'torch Tensor'"),
+    "bytes": (called("builtins", "bytearray"), "it asks for a 'builtins bytearray'"),
+    "by an old name": (called("__builtin__", "bytearray"), "it asks for a '__builtin__ bytearray'"),
+    "a tensor": (called("torch", "Tensor"), "it asks for a 'torch Tensor'"),
     "by a path": (b"\x80\x04\x8c\x08builtins\x8c\tbytearray\x93" + MANY + b"\x85R.", "it asks for a None"),
     "a key without end": (nested(60), "it nests tuples more than 16 deep"),
     "no pickle": (b"noise", "is damaged, or holds more than tensors"),
