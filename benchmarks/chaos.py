@@ -86,6 +86,8 @@ class Story:
     settings: list[str]
     peace: Peace
     draws: random.Random
+    ballast: Path | None = None
+    """What fills the disk, if it can be filled."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """A row for each fault: kind, file, outcome."""
     wrong: list[str] = field(default_factory=list)
@@ -93,16 +95,28 @@ class Story:
     whole: dict[Path, tuple[bytes, bytes | None]] = field(default_factory=dict)
     """Files that were damaged: what was in them, and what is (None: lost)."""
 
-    def live(self, kind: str = "", at: float = 0.0, size_limit: int | None = None) -> End:
+    def live(self, kind: str = "", at: float = 0.0) -> End:
         """The run goes on, until the fault or its end. What it says of damage goes into the rows of the damage."""
         self.forget_replaced()
-        end = live(self.folder, self.settings, kind, at, size_limit)
+        end = self._cramped(int(at)) if kind == FULL_DISK else live(self.folder, self.settings, kind, at)
         if end.code == 2:
             self._restore(end)
         for row in self.rows:
             if row["outcome"] == "not seen" and row["file"] in end.told_of_damage():
                 row["outcome"] = "put right"
         return end
+
+    def _cramped(self, free: int) -> End:
+        """On a disk with `free` bytes left; where none can be filled, with files that may not grow so large."""
+        if self.ballast is None:
+            end = live(self.folder, self.settings, size_limit=free // 4)
+        else:
+            fill_disk(self.ballast, free)
+            try:
+                end = live(self.folder, self.settings)
+            finally:
+                self.ballast.unlink()
+        return End(end.code, end.printed, end.seconds, end.steps, hit=end.code != 0)
 
     def forget_replaced(self) -> None:
         """Of what was damaged, only what is still there as it was left can be put back."""
@@ -141,13 +155,15 @@ def _bytes(path: Path) -> bytes | None:
 # ---------------------------------------------------------------------------------------------- faults
 
 
-def strike(story: Story, kind: str, ballast: Path | None) -> None:
+def strike(story: Story, kind: str) -> None:
     """A fault of the process, and what has to hold after it."""
     share = story.draws.random() * SPREAD / FAULTS
     at = {FULL_DISK: 2.5e6, **dict.fromkeys(INSTANTS, story.peace.seconds)}.get(kind, story.peace.steps) * share
     for _ in range(TRIES):
         before = story.epochs()
-        end = struck(story, kind, at, ballast)
+        end = story.live(kind, at)
+        if end.code == 2:
+            continue  # for earlier damage, which is put right now
         if end.hit:
             break
         at /= 2  # it had ended before
@@ -161,20 +177,6 @@ def strike(story: Story, kind: str, ballast: Path | None) -> None:
     lines = len(RunFolder(story.folder, {}).lines())
     if after is not None and not story.whole and lines > after + 1:
         story.lost.append(f"{kind}: {lines} epochs were run, and {after} are safe")
-
-
-def struck(story: Story, kind: str, at: float, ballast: Path | None) -> End:
-    if kind != FULL_DISK:
-        return story.live(kind, at)
-    if ballast is None:
-        end = story.live(size_limit=int(at / 4))
-    else:
-        fill_disk(ballast, free=int(at))
-        try:
-            end = story.live()
-        finally:
-            ballast.unlink()
-    return End(end.code, end.printed, end.seconds, end.steps, hit=end.code != 0, step="")
 
 
 def spoil(story: Story, kind: str) -> None:
@@ -207,12 +209,13 @@ def tell(number: int, seed: int, kinds: list[str], peaces: dict[str, Peace], dis
     begin = time.perf_counter()
     name = list(SETTINGS)[number % len(SETTINGS)]
     draws = random.Random(f"{seed}/{number}")
-    story = Story(disk / f"story-{number}", SETTINGS[name], peaces[name], draws)
+    ballast = disk / "ballast" if small else None
+    story = Story(disk / f"story-{number}", SETTINGS[name], peaces[name], draws, ballast)
     for kind in kinds:
         if kind in DAMAGES or kind == LOST:
             spoil(story, kind)
         else:
-            strike(story, kind, disk / "ballast" if small else None)
+            strike(story, kind)
     for _ in range(2 + len(story.whole)):  # once more after each file that is put back
         end = story.live()
         if end.code != 2:

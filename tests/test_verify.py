@@ -247,3 +247,13 @@ def test_statistics_are_those_of_what_comes_in() -> None:
     assert all(torch.equal(value, after[name]) for name, value in model.state_dict().items())
     settle(model, lambda: model(x[:0]))  # nothing comes in: the statistics stay
     assert all(torch.equal(value, after[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_has_diverged_is_not_blamed_on_a_rule(value: float) -> None:
+    """A closed gate times infinity is not zero, so the gated network differs from the cut one; but that is no bug."""
+    model = chain(torch.relu)
+    with torch.no_grad():
+        model.c.weight[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="holds numbers that are not finite, in c.weight: it has diverged"):
+        hfp.verify(model, hfp.trace(model, X))
