@@ -124,8 +124,9 @@ class Story:
 
     def _restore(self, end: End) -> None:
         """The run was refused: the file that it names is put back, once it is seen that it was left as it is."""
-        named = [path for path in self.whole if str(path) in end.printed]
-        if "error: " not in end.printed or not named:
+        said = end.printed.partition("error: ")[2].strip()
+        named = [path for path in self.whole if str(path) in said]
+        if not named:
             self.wrong.append(f"refused for no reason: {end.printed[-600:]}")
         for path in named:
             content, left = self.whole.pop(path)
@@ -134,7 +135,7 @@ class Story:
             path.write_bytes(content)
             for row in self.rows:
                 if row["file"] == path.name and row["outcome"] == "not seen":
-                    row |= {"outcome": "refused", "said": end.printed.partition("error: ")[2].strip()[:300]}
+                    row |= {"outcome": "refused", "said": said[:300]}
 
     def epochs(self) -> int | None:
         """How many epochs are safe; None where resuming would be refused."""

@@ -84,6 +84,7 @@ def _be(argv: list[str], kind: str, at: float, size_limit: int | None, out: int,
     code = CRASHED
     try:
         os.dup2(out, 1), os.dup2(out, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # whatever they were where this was forked
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
         if size_limit is not None:
