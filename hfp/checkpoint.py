@@ -177,7 +177,9 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
     problems += [f"{name} is not in the network" for name in tensors if name not in own]
     for name, value in own.items():
         given = tensors.get(name)
-        if given is not None and (given.shape, given.dtype) != (value.shape, value.dtype):
+        if given is not None and not isinstance(given, Tensor):  # a checkpoint can hold anything under any name
+            problems.append(f"{name} is a {type(given).__name__}")
+        elif given is not None and (given.shape, given.dtype) != (value.shape, value.dtype):
             problems.append(f"{name} is {_form(given)}, the network has {_form(value)}")
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""

@@ -37,6 +37,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"build": BUILD | {"image_size": 3_000}},
         "asks for a network of more than 1,073,741,824 parameters",
     ),
+    "no tensor": (
+        {"net": models.build(**BUILD).state_dict() | {"fc1.bias": "0"}},
+        "does not fit this LeNet5: fc1.bias is a str",
+    ),
     "no number": ({"net": {name: x * torch.nan for name, x in models.build(**BUILD).state_dict().items()}}, "diverged"),
 }
 
