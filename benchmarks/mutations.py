@@ -6,6 +6,7 @@ merely damaged is refused at the door, and a fuzzer would never see the rooms be
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -93,6 +94,11 @@ RAW: list[Callable[[bytes, random.Random], bytes]] = [cut, flip, flip, overwrite
 # ---------------------------------------------------------------------------------------------- JSON
 
 
+def odd(draws: random.Random) -> Any:
+    """One of VALUES; a copy, since it may be changed further."""
+    return copy.deepcopy(draws.choice(VALUES))
+
+
 def json_tree(tree: Any, draws: random.Random) -> Any:
     """A copy with one to three entries replaced, renamed, removed or added."""
     tree = json.loads(json.dumps(tree))
@@ -110,23 +116,23 @@ def _json_once(tree: Any, draws: random.Random) -> Any:
             break
         place = place[key]
     else:
-        return draws.choice(VALUES)
+        return odd(draws)
     what = draws.random()
     if what < 0.6:
         place[key] = _near(place[key], draws)
     elif what < 0.75:
         del place[key]
     elif isinstance(place, dict):
-        place[draws.choice([*PATHS[:4], f"{key}~", str(draws.choice(VALUES))[:50]])] = place.pop(key)
+        place[draws.choice([*PATHS[:4], f"{key}~", str(odd(draws))[:50]])] = place.pop(key)
     else:
-        place.insert(key, draws.choice([*VALUES, place[key]]))
+        place.insert(key, draws.choice([odd(draws), place[key]]))
     return tree
 
 
 def _near(value: Any, draws: random.Random) -> Any:
     """Another value, often one of the same kind."""
     if draws.random() < 0.5 or isinstance(value, (dict, list)) or value is None:
-        return draws.choice(VALUES)
+        return odd(draws)
     if isinstance(value, str):
         place = draws.randrange(1 + len(value))
         return value[:place] + draws.choice(["", "0", "1", "x", "\0", value]) + value[place + 1 :]
@@ -149,7 +155,7 @@ def json_text(text: str, draws: random.Random) -> str:
         return text.replace('"', draws.choice(["'", '\\"', "\u201c", '"\\ud800']), draws.randint(1, 9))
     if kind == 4:
         return raw(text.encode("utf8", "replace"), draws).decode("utf8", "replace")
-    return json.dumps(draws.choice(VALUES))
+    return json.dumps(odd(draws))
 
 
 def json_file(content: bytes, draws: random.Random) -> bytes:
