@@ -273,6 +273,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     kinds = {kind: Counter(fault["outcome"] for fault in faults if fault["kind"] == kind) for kind in COUNTS}
     files = {kind: Counter(fault["file"] for fault in faults if fault["kind"] == kind) for kind in (*DAMAGES, LOST)}
     return {
+        "stories_by_engine": dict(Counter(row["engine"] for row in rows)),
         "faults": sum(fault["outcome"] not in ("missed", "no change") for fault in faults),
         "differences": sum(bool(row["differences"]) for row in rows),
         "losses": sum(len(row["lost"]) for row in rows),
@@ -296,15 +297,16 @@ def show(result: dict[str, Any]) -> None:
     print(*(f"{name}: {result[name]}" for name in ("differences", "losses", "wrong_ends")), sep="\n")
 
 
-def recorded(path: Path, code: str) -> dict[int, dict[str, Any]]:
-    """The stories that are told already, of this code and plan."""
+def recorded(path: Path, seed: int, also: list[str]) -> dict[int, dict[str, Any]]:
+    """The stories that are told already, by this engine; and those without a failure by engines that count as well."""
     rows = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:  # half a line, of a benchmark that was killed
             continue
-        if row.pop("code") == code:
+        good = not (row["differences"] or row["lost"] or row["wrong"])
+        if row["seed"] == seed and (row["engine"] == engine() or (row["engine"] in also and good)):
             rows[row["story"]] = row
     return rows
 
@@ -320,17 +322,21 @@ def small_disk(folder: Path) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=sum(COUNTS.values()))
+    parser.add_argument("--faults", type=int, default=310, help="some of them miss")
     parser.add_argument("--kills", type=int, default=5, help="of processes of their own, besides")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--story", type=int, help="this story only, with all that there is to see")
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="ENGINE",
+        help="stories without a failure by this engine stay as they are: after a bug is mended",
+    )  # fmt: skip
     parser.add_argument("--record", type=Path, default=HERE.parent / "runs" / "chaos.jsonl")
     parser.add_argument("--output", type=Path, default=RESULTS / "chaos.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    deck, code = deal(given.faults, given.seed), f"{engine()}/{given.seed}/{given.faults}"
+    deck, own = deal(given.faults, given.seed), {"engine": engine(), "seed": given.seed}
     given.record.parent.mkdir(parents=True, exist_ok=True)
-    rows = recorded(given.record, code)
+    rows = recorded(given.record, given.seed, given.also)
     with tempfile.TemporaryDirectory() as temporary:
         peaceful, disk = Path(temporary) / "peaceful", Path(temporary) / "disk"
         disk.mkdir()
@@ -344,8 +350,8 @@ def main() -> int:
                 for number, kinds in enumerate(deck):
                     if number in rows:
                         continue
-                    rows[number] = row = tell(number, given.seed, kinds, peaces, disk, small)
-                    record.write(f"\n{json.dumps({'code': code, **row})}\n")
+                    rows[number] = row = own | tell(number, given.seed, kinds, peaces, disk, small)
+                    record.write(f"\n{json.dumps(row)}\n")
                     record.flush()
                     failed = {key: row[key] for key in ("differences", "lost", "wrong") if row[key]}
                     print(f"story {number}: {row['seconds']} s, {failed or 'equal'}", flush=True)
@@ -355,7 +361,6 @@ def main() -> int:
                 subprocess.run(["umount", str(disk)], check=True)
     result: dict[str, Any] = {
         "machine": machine(),
-        "engine": engine(),
         "seed": given.seed,
         "settings": SETTINGS,
         "disk": f"tmpfs of {DISK} bytes" if small else "a limit on the size of files",

@@ -275,5 +275,5 @@ def check_same_run(run: RunFolder) -> None:
         if name not in MAY_CHANGE and theirs.get(name) != value:
             raise ValueError(
                 f"{run.checkpoint} belongs to another run: it was made with {flag(name)} {theirs.get(name)}, "
-                f"and config.json beside it says {flag(name)} {value}."
+                f"and {run.settings} beside it says {flag(name)} {value}."
             )
