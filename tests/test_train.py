@@ -330,6 +330,7 @@ def test_a_damaged_run_is_refused(
         name, content = "config.json", json.dumps(config).encode()
     if name == "config.json" and content != b'{"lr": 1}':
         (copied / "checkpoint.safetensors").unlink()  # which has the settings, too
+        (copied / "metrics.jsonl").unlink()  # which tells that there was one
     (copied / "previous.safetensors").unlink()
     (copied / name).write_bytes(content)
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
