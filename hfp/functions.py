@@ -21,7 +21,7 @@ from hfp.operands import Operand, find
 from hfp.position import Site
 from hfp.rules.own import Whole
 from hfp.sizes import SIZE_FREE_FUNCTIONS, axis_read, tells_size
-from hfp.watcher import Watcher, is_own
+from hfp.watcher import Watcher, is_own, source_line
 
 Around = Callable[[Site, Any, Any, Callable[[], Any]], Any]
 """`around(site, args, kwargs, call)` gives the output of the function called there, which is that of `call()`."""
@@ -113,7 +113,7 @@ class Functions(TorchFunctionMode):
         # The arguments of a module cannot be changed: the gated forward calls functions, but leaves modules alone.
         found = [] if whole else find(ask, site.function, args, kwargs, self.watcher.labels)
         if not found:
-            self.watcher.ledger.pin(ask.ids, ask.reason, ask.place)
+            self.watcher.ledger.pin(ask.ids, ask.reason, ask.place._replace(line=source_line()))
         for number, (argument, axis) in enumerate(found):
             known = any((o.site, o.argument, o.axis) == (site, argument, axis) for o in self.operands[-8:])
             how = "again" if number and ask.how in ("root", "zero") else ask.how

@@ -35,6 +35,8 @@ class Life:
     widths: Callable[[Any], dict[str, int]]
     """Numbers that all become smaller."""
     loss: Callable[[Any], Tensor] = lambda out: F.cross_entropy(out, torch.tensor([1, 0]))
+    seed: int = 0
+    """Of its weights: few steps teach gates little, and chance may leave a part whole."""
 
     def asked(self) -> Arguments:
         """What the compact network is called with."""
@@ -177,6 +179,7 @@ LIVES = {
         lambda: detectors.pictures(detectors.faster_rcnn())[0],
         faster_rcnn_widths,
         lambda losses: torch.stack(list(losses.values())).sum(),
+        seed=1,
     ),
 }
 

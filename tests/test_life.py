@@ -33,7 +33,7 @@ def grown(name: str) -> nn.Module:
     if name == "llama":
         pytest.importorskip("transformers")
     life = LIVES[name]
-    torch.manual_seed(0)
+    torch.manual_seed(life.seed)
     dense, example = lively(life.build()), life.example()
     before = life.widths(dense)
     assert name not in HEADS or {"heads", "mlp"} <= before.keys()
