@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hfp.channels import ChannelTable
-from hfp.labels import ANY, FIXED, Labels, Ledger, Place, prunable
+from hfp.labels import FIXED, Labels, Ledger, Place, prunable
 from hfp.surgery import in_channels_last
 
 
@@ -77,14 +77,12 @@ class Cut:
     There, ids are channels themselves, and an index that belongs to several channels has an id for this set of them.
     """
 
-    def __init__(self, table: ChannelTable, keep: Tensor, axes: Mapping[str, tuple[Tensor, ...]]) -> None:
-        """`axes`: those of the ledger that the table is made from."""
+    def __init__(self, table: ChannelTable, keep: Tensor) -> None:
         self.table = table
         self.stays = table.extended(keep)
         # By identity; the ids stand beside, so that no others can take their place.
         self._left: dict[int, tuple[Tensor, Tensor]] = {}
         self._alive: dict[int, tuple[Tensor, bool]] = {}
-        self._any: dict[int, tuple[Tensor, bool]] = {}
         # An axis of one channel has no labels: so the only channel left of a group goes without.
         visible = keep.clone()
         for group in table.groups:
@@ -95,8 +93,6 @@ class Cut:
         self.sets = Sets(table.channels)
         products = [self.sets.number(row) for row in padded[table.products].tolist()]
         self.shown = torch.cat([single, torch.tensor(products, dtype=torch.long), torch.tensor([FIXED])])
-        for name, own in axes.items():
-            self._left |= {id(ids): (ids, left) for ids, left in zip(own, self.axes[name], strict=True)}
 
     def _channels(self, ids: Tensor) -> Tensor:
         return torch.where(ids < 0, FIXED, self.table.channel_of[ids])
@@ -114,12 +110,6 @@ class Cut:
             self._alive[id(left)] = left, prunable(left)
         return self._alive[id(left)][1]
 
-    def any_in(self, ids: Tensor) -> bool:
-        """Whether an index of an axis can belong to any channel: then its length may be another one than is left."""
-        if id(ids) not in self._any:
-            self._any[id(ids)] = ids, bool((ids == ANY).any())
-        return self._any[id(ids)][1]
-
     def visible(self, ids: Tensor) -> Tensor | None:
         left = self.left(ids)
         return left if len(left) > 1 else None
@@ -136,13 +126,13 @@ class Cut:
     @cached_property
     def axes(self) -> dict[str, tuple[Tensor, ...]]:
         """Tensor name -> what is left along each of its dims."""
-        vectors = {id(vector): vector for own in self.table.axes.values() for vector in own}  # those of a layer once
-        flat = torch.cat([*vectors.values()])
-        owner = torch.repeat_interleave(torch.tensor([len(vector) for vector in vectors.values()]))
+        vectors = [vector for ids in self.table.axes.values() for vector in ids]
+        flat = torch.cat(vectors)
+        owner = torch.repeat_interleave(torch.tensor([len(vector) for vector in vectors]))
         stays = self.stays[flat]  # FIXED looks up the last entry
-        lengths = owner[stays].bincount(minlength=len(vectors)).tolist()
-        left = dict(zip(vectors, self.shown[flat[stays]].split(lengths), strict=True))
-        return {name: tuple(left[id(vector)] for vector in own) for name, own in self.table.axes.items()}
+        lengths = owner[stays].bincount(minlength=len(vectors))
+        left = iter(self.shown[flat[stays]].split(lengths.tolist()))
+        return {name: tuple(next(left) for _ in ids) for name, ids in self.table.axes.items()}
 
     def shadows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is left of parameters and buffers: shapes alone."""

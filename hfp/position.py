@@ -82,10 +82,6 @@ class Position:
         finally:
             self._frames.pop()
 
-    def pass_over(self, site: Site) -> None:
-        """The call that is about to be made is not, this time."""
-        self._calls[site.frame] += 1
-
     def _enter(self, name: str, module: nn.Module | None) -> None:
         self._calls[name] += 1
         self._frames.append(_Frame(name, self._calls[name], module))

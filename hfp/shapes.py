@@ -28,15 +28,8 @@ def outputs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
-def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, dtype=x.dtype, device="meta")
-
-
 def _new(x: Tensor) -> Tensor:
-    if x.is_contiguous():
-        return _empty(x, x.shape)
-    dense = aten.is_non_overlapping_and_dense.default(x)
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if dense else torch.empty_like(x)
+    return x.new_empty(x.shape) if x.is_contiguous() else torch.empty_like(x)
 
 
 def _like(x: Tensor, *_: Any) -> Tensor | None:
@@ -90,13 +83,13 @@ def _both_into_first(x: Tensor, y: Any, *_: Any) -> Tensor | None:
 def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     if not x.is_floating_point() or x.dim() < 2:
         return None
-    saved = _empty(x, (x.shape[1],))
+    saved = x.new_empty(x.shape[1])
     return _new(x), saved, _new(saved)
 
 
 def _addmm(bias: Any, a: Tensor, b: Tensor) -> Tensor | None:
     fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == b.shape[1:]
-    return _empty(a, (a.shape[0], b.shape[1])) if fits and bias.dtype == a.dtype == b.dtype else None
+    return a.new_empty(a.shape[0], b.shape[1]) if fits and bias.dtype == a.dtype == b.dtype else None
 
 
 def _mean(x: Tensor, axes: Any, keepdim: bool = False) -> Tensor | None:
@@ -106,8 +99,8 @@ def _mean(x: Tensor, axes: Any, keepdim: bool = False) -> Tensor | None:
     if len(gone) < len(axes):
         return None
     if keepdim:
-        return _empty(x, [1 if axis in gone else n for axis, n in enumerate(x.shape)])
-    return _empty(x, [n for axis, n in enumerate(x.shape) if axis not in gone])
+        return x.new_empty([1 if axis in gone else n for axis, n in enumerate(x.shape)])
+    return x.new_empty([n for axis, n in enumerate(x.shape) if axis not in gone])
 
 
 def _cat(tensors: list[Tensor], axis: int = 0) -> Tensor | None:
@@ -119,7 +112,7 @@ def _cat(tensors: list[Tensor], axis: int = 0) -> Tensor | None:
     axis %= x.dim()
     others = {(*y.shape[:axis], *y.shape[axis + 1 :], y.dim()) for y in tensors}
     size = sum(y.shape[axis] for y in tensors)
-    return _empty(x, (*x.shape[:axis], size, *x.shape[axis + 1 :])) if len(others) == 1 else None
+    return x.new_empty((*x.shape[:axis], size, *x.shape[axis + 1 :])) if len(others) == 1 else None
 
 
 def _convolution(
@@ -142,7 +135,7 @@ def _convolution(
         return None
     kernels = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     grid = [(n + 2 * pad - apart * (k - 1) - 1) // step + 1 for n, k, step, pad, apart in kernels]
-    return _empty(x, (x.shape[0], made, *grid)) if min(grid) > 0 else None
+    return x.new_empty((x.shape[0], made, *grid)) if min(grid) > 0 else None
 
 
 _UNARY = "elu exp gelu hardsigmoid hardswish hardtanh leaky_relu relu rsqrt sigmoid silu softplus sqrt tanh".split()

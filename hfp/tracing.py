@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import CodeType
@@ -27,17 +27,14 @@ from hfp.names import Names
 from hfp.operands import Operand
 from hfp.position import Position, Site
 from hfp.ptflops_count import PtflopsCounter
-from hfp.rules.call import values_in
 from hfp.rules.own import OwnRuleError, Whole, rule_of
-from hfp.sizes import SIZE_FREE, reads_widths
+from hfp.sizes import reads_widths
 from hfp.watcher import RuleError, Step, Watcher, caller, first_line
 
 
 class Called(NamedTuple):
     """What a function gave in a run: enough to stand in for it."""
 
-    start: int
-    """How many steps had been taken when it began."""
     end: int
     """How many steps had been taken when it was done."""
     outs: list[tuple[torch.Size, Labels, torch.dtype, list[int]]]
@@ -47,8 +44,6 @@ class Called(NamedTuple):
     spec: Any
     caller: tuple[CodeType | None, int]
     """The place in the user's code."""
-    given: list[Any] | None
-    """Its arguments, of tensors (shape, labels): where nothing that it does depends on anything else."""
 
 
 @dataclass
@@ -248,39 +243,16 @@ _ONE = tree_flatten(None)[1]
 
 def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called]) -> Around:
     def around(site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
-        start, inner = len(taken), len(calls)
         out = call()
         leaves, spec = ([out], _ONE) if isinstance(out, Tensor) else tree_flatten(out)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if tensors or watcher.real:  # then also numbers that were read off values
             outs = [(x.shape, watcher.labels(x), x.dtype, _memory_order(x)) for x in tensors]
             rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            given = None
-            plain = inner == len(calls) and start < len(taken)  # else it is taken apart, and may be given a size itself
-            if plain and _follows(site.function, taken[start:]):
-                values = values_in((args, kwargs))
-                if all(isinstance(x, (Tensor, *PLAIN)) or x is None for x in values):
-                    given = [(x.shape, watcher.labels(x)) if isinstance(x, Tensor) else x for x in values]
-            calls[site] = Called(start, len(taken), outs, rest, spec, caller(), given)
+            calls[site] = Called(len(taken), outs, rest, spec, caller())
         return out
 
     return around
-
-
-_PRODUCTS = {"linear", "matmul", "__matmul__"}
-_ALIASES = set("t permute detach real conj resolve_conj resolve_neg lift lift_fresh".split())
-
-
-def _follows(function: str, steps: Sequence[Step]) -> bool:
-    """Whether a function makes what is left of its output from what is left of its arguments.
-
-    So it is where no operator is given the size of an axis. Outputs that share memory with arguments are left
-    out.
-    """
-    if any(step.operator.endswith("_") for step in steps):
-        return False
-    sizeless = all((step.operator in SIZE_FREE and not step.own) or not step.touched for step in steps)
-    return function in _PRODUCTS or (sizeless and steps[-1].operator not in _ALIASES)
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
@@ -341,7 +313,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.Size)
+_PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.Size)
 
 
 def tensors_of(out: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
@@ -352,7 +324,7 @@ def tensors_of(out: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
             found.append(leaf)
         elif is_dataclass(leaf) and not isinstance(leaf, type):
             found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)], seen)
-        elif isinstance(leaf, PLAIN) or leaf is None or id(leaf) in seen:
+        elif isinstance(leaf, _PLAIN) or leaf is None or id(leaf) in seen:
             continue
         elif (
             hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module) and tensors_of(vars(leaf), seen | {id(leaf)})

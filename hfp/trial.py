@@ -33,7 +33,7 @@ from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
 from hfp.surgery import get_size, resize, set_size
 from hfp.told import mark
-from hfp.tracing import PLAIN, Called, Run, Subject, needs_values, play, preserved
+from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, line_of, source_line
 
 _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
@@ -53,7 +53,7 @@ def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool 
     for keep in keeps(table) if modes else ():
         if bool(keep.all()):
             continue
-        cut = Cut(table, keep, seen.ledger.axes)
+        cut = Cut(table, keep)
         found: list[Misfit] = []
         with _resized(subject, cut):
             for training in modes:
@@ -67,7 +67,7 @@ def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool 
 
 def asked_from(subject: Subject, table: ChannelTable, seen: Run, attribute: str, paths: Iterable[str]) -> set[Any]:
     """The keys of what the whole network does otherwise when these modules have an attribute that is larger by one."""
-    cut = Cut(table, torch.ones(table.channels, dtype=torch.bool), seen.ledger.axes)
+    cut = Cut(table, torch.ones(table.channels, dtype=torch.bool))
     with _resized(subject, cut):
         for path in paths:
             module = subject.model.get_submodule(path)
@@ -81,7 +81,7 @@ def still_other(subject: Subject, table: ChannelTable, seen: Run, attribute: str
     """The keys of where a cut network computes with other numbers, even if these modules keep an attribute as it is."""
     modules = [subject.model.get_submodule(path) for path in paths]
     dense = [get_size(module, attribute) for module in modules]
-    cut = Cut(table, next(keeps(table)), seen.ledger.axes)
+    cut = Cut(table, next(keeps(table)))
     with _resized(subject, cut):
         for module, value in zip(modules, dense, strict=True):
             set_size(module, attribute, value)
@@ -215,21 +215,13 @@ class _Trial:
     def _same(self, ids: Tensor, found: Tensor | None) -> bool:
         """Whether labels are those that are left; an axis on which none are visible any more may go without."""
         left = self.cut.left(ids)
-        if found is left:
-            return True
         if found is None or not self.cut.alive(left):
             return len(left) == 1 or not self.cut.alive(left)
-        return torch.equal(left, found.clamp_min(FIXED))
+        return found is left or torch.equal(left, found.clamp_min(FIXED))
 
     def _around(self, site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
         """The function's output, or what should have come out."""
         called = self.calls.get(site)
-        if called is not None and called.given is not None:
-            with self.watcher.paused():
-                if self._is_given_what_is_left(called, called.given, values_in((args, kwargs))):
-                    self.watcher.position.pass_over(site)
-                    self.at = called.end
-                    return self._replaced(called)
         before, start = len(self.found), self.at
         outer, self.site, self.arguments = (self.site, self.arguments), site, (args, kwargs)
         try:
@@ -263,24 +255,6 @@ class _Trial:
         self.lost = False
         with self.watcher.paused():
             return self._instead(site, called, args, kwargs, before)
-
-    def _is_given_what_is_left(self, called: Called, dense: list[Any], given: list[Any]) -> bool:
-        """Whether all that matters to a function is what is left of what it was given: then so is what it gives."""
-        in_step = not self.lost and self.astray is None and called.start <= self.at <= called.end
-        return in_step and len(given) == len(dense) and all(map(self._is_left, dense, given))
-
-    def _is_left(self, dense: Any, value: Any) -> bool:
-        """Whether an argument is what is left of the dense one (see `Called.given`)."""
-        if not isinstance(value, Tensor):
-            return value is dense or (isinstance(value, PLAIN) and type(dense) is not tuple and value == dense)
-        if type(dense) is not tuple or not value.is_meta:
-            return False
-        shape, labels = dense
-        own = self.watcher.labels(value) or (None,) * len(shape)
-        return list(value.shape) == self.cut.shape(shape, labels) and all(
-            mine is None if ids is None else not self.cut.any_in(ids) and self._same(ids, mine)
-            for ids, mine in zip(labels or (None,) * len(shape), own, strict=True)
-        )
 
     def _as_left(self, out: Any, called: Called, start: int) -> bool:
         """Whether the function gave what should come out."""
@@ -352,10 +326,9 @@ class _Trial:
         leaves = []
         for shape, labels, dtype, order in called.outs:
             sizes = self.cut.shape(shape, labels)
-            strides, step = [0] * len(sizes), 1
-            for axis in reversed(order):
-                strides[axis], step = step, step * max(sizes[axis], 1)
-            tensor = torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
+            device = next(iter(self.shadows.values())).device
+            tensor = torch.zeros([sizes[axis] for axis in order], dtype=dtype, device=device)
+            tensor = tensor.permute([order.index(axis) for axis in range(len(order))])
             self.watcher.label(tensor, tuple(None if ids is None else self.cut.visible(ids) for ids in labels))
             leaves.append(tensor)
         tensors = iter(leaves)

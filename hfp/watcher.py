@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
@@ -101,8 +100,7 @@ class Watcher(TorchDispatchMode):
         """Operators in here are not the model's."""
         before, self._paused = self._paused, True
         try:
-            with no_dispatch():
-                yield
+            yield
         finally:
             self._paused = before
 
@@ -128,6 +126,8 @@ class Watcher(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         out = outputs(func, args, kwargs)
         name = operator_name(func)
         self._pass_name_on(name, args, out)
