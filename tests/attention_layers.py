@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from attention import APART, DEFAULT, FUSED, STREAM, TOKENS, apart, attended, fused, weighed
 from specimen import IMAGE, Net, parameter, registry
 from torch import Tensor, nn
+from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 LAYERS, specimen = registry()
 
@@ -403,3 +404,9 @@ def language_model_with_tied_embedding() -> Net:
     blocks = nn.Sequential(Block(20, 3, 4, 10, gated=True), Block(20, 2, 4, 14, gated=True))
     tables = {"embed": nn.Embedding(10, 20), "position": nn.Embedding(9, 20)}
     return Net(forward, blocks=blocks, norm=nn.RMSNorm(20), **tables)
+
+
+@specimen(shapes=((1, 3, 4, 16, 16),), least="patch_embed.proj head.weight/1")
+def video_windows() -> nn.Module:
+    """Windows that are shifted in time as well, with tables of positions by head."""
+    return SwinTransformer3d([2, 4, 4], 16, [2, 2], [2, 4], [2, 3, 3], num_classes=5)
