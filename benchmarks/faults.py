@@ -28,10 +28,6 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
 def no_space() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
