@@ -4,18 +4,17 @@
 
 The experiment, from `experiment` on, top to bottom: data, dense baseline, wrap, prune while training, compact,
 fine-tune, evaluate, report. Everything lies in one folder (see hfp/experiment/run.py); a run that is stopped goes on
-from its last epoch. The settings are in hfp/experiment/settings.py, `python train.py --help` explains them; what the
-phases share, the loop over epochs with its checkpoints, is in hfp/experiment/lab.py.
+where it was or, if it was killed, from its last epoch. The settings are in hfp/experiment/settings.py,
+`python train.py --help` explains them; what the phases share, the loop over epochs with its checkpoints, is in
+hfp/experiment/lab.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import nn
 import hfp
 import models
 from hfp import checkpoint, report
-from hfp.experiment import data, loop
+from hfp.experiment import data, loop, stopping
 from hfp.experiment.floor import Floor
 from hfp.experiment.lab import Lab, batches, fit, live_counts, place, snapshot
 from hfp.experiment.run import RunFolder
@@ -220,33 +219,15 @@ def networks(lab: Lab) -> dict[str, nn.Module]:
 # The command
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, treated as Ctrl-C is."""
-
-
-@contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Within it, SIGTERM unwinds the program in order, so that files being written are cleaned up."""
-
-    def stop(signum: int, frame: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def main(argv: list[str] | None = None, experiment: Callable[[RunFolder], dict[str, Any]] = experiment) -> int:
     """Exit codes: 0 done, 1 a file could not be written, 2 bad settings or data, 130 Ctrl-C, 143 SIGTERM."""
     run = None
     try:
-        with sigterm_raises():
+        with stopping.handled_by(stopping.stop):
             run = open_run(argv)
             result = experiment(run)
     except KeyboardInterrupt as stopped:
-        code, reason = (143, "SIGTERM") if isinstance(stopped, Terminated) else (130, "Ctrl-C")
+        code, reason = (143, "SIGTERM") if isinstance(stopped, stopping.Terminated) else (130, "Ctrl-C")
         print(f"\nstopped by {reason}.{how_to_resume(run)}", file=sys.stderr)
         return code
     except OSError as error:
@@ -266,7 +247,7 @@ def how_to_resume(run: RunFolder | None) -> str:
     """What to type after a run was stopped."""
     if run is None or not run.begun:
         return ""
-    return f" What the last epoch left in {run.path} is whole; go on with\n  {run.resume_command()}"
+    return f" What it has left in {run.path} is whole; go on with\n  {run.resume_command()}"
 
 
 if __name__ == "__main__":

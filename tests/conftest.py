@@ -1,5 +1,6 @@
 """One thread (the networks are tiny), a fixed seed for every test, no rules left behind, and a Ctrl-C that works."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import torch
 from hfp.rules.own import OWN
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of subprocesses too: other sums of a product are other last bits
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """train.py from the outside: what a run leaves behind, how it stops, how it goes on, what it refuses."""
 
 import json
+import os
 import random
 import resource
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import hfp
 import models
@@ -142,6 +144,46 @@ def test_a_stopped_run_says_how_to_go_on(sent: int, code: int, said: str, tmp_pa
     state = checkpoint.load_training(folder / "checkpoint.safetensors")
     assert state["phase"] == "dense" and state["epoch"] >= 1
     assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [1, 40, 110])  # of 120: 20 an epoch, two epochs each of dense, pruned, fine-tuned
+def test_a_signal_costs_not_a_step(
+    sent: int, step: int, finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    run_epoch = loop.train_epoch
+
+    def interrupted(*args: Any, on_step: Any, **options: Any) -> loop.Running:
+        def on_step_too(running: loop.Running) -> None:
+            seen.append(running.steps)
+            if len(seen) == step:
+                os.kill(os.getpid(), sent)
+            on_step(running)
+
+        return run_epoch(*args, on_step=on_step_too, **options)
+
+    monkeypatch.setattr(loop, "train_epoch", interrupted)
+    assert train.main([*TINY, "--output", str(tmp_path / "run")]) == 128 + sent
+    state = checkpoint.load_training(tmp_path / "run" / "checkpoint.safetensors")
+    assert state["amid"]["steps"] == seen[-1] == (step - 1) % 20 + 1
+    assert len(seen) == step  # not another one was made
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0
+    assert len(seen) == 120
+    assert runs.differences(finished[0], tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    "amid", [None, {}, {"steps": "1"}, {"steps": -1}, {"chance": {}}, {"chance": {"cpu": torch.zeros(3)}}]
+)
+def test_a_checkpoint_amid_an_epoch_that_makes_no_sense_is_refused(
+    amid: Any, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = {"images": 100, "steps": 1, "seconds": 1.0, "sums": {}, "chance": {"cpu": torch.get_rng_state()}}
+    state = checkpoint.load_training(copied / "previous.safetensors")
+    checkpoint.save_training(copied / "checkpoint.safetensors", state | {"amid": amid and whole | amid})
+    assert train.main(["--resume", str(copied)]) == 2
+    assert "was saved amid an epoch, and does not say how far it was" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(copied: Path) -> None:

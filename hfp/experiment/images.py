@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 
+from hfp.experiment import stopping
+
 Variant = tuple[int, int]  # (seed, epoch): names the random choices of one epoch
 AUGMENTATION = -1  # sets the random numbers of crops and mirroring apart from those of the order of the images
 MARGIN = 1 / 16  # cut off each side of an image that is resized: the usual "resize to 256, keep the central 224"
@@ -183,6 +185,7 @@ def decode_batches(images: Decoded, batches: Sequence[Tensor], workers: int, pin
         batch_sampler=[index.tolist() for index in batches],
         num_workers=workers,
         pin_memory=pin,
+        worker_init_fn=stopping.ignored,
         generator=torch.Generator(),  # the loader would otherwise draw from the global one
     )
     try:

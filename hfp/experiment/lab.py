@@ -6,6 +6,7 @@ fit(lab, "dense", net, optimizer, epochs=20, schedule=(0, 20))     # trains, or 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +18,10 @@ from torch import nn
 from hfp import checkpoint, report
 from hfp.experiment import data, loop
 from hfp.experiment.floor import Floor
+from hfp.experiment.restore import amid
 from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import Config
+from hfp.experiment.stopping import saved_if_stopped
 from hfp.wrap import GatedModel
 
 
@@ -63,33 +66,43 @@ def fit(
     `schedule` is (epochs before this phase, epochs in all) of the learning-rate cosine; `also` goes into checkpoints;
     `floor` is told of every epoch.
     Whatever an epoch draws at random depends on its number alone, so that a resumed run equals an uninterrupted one;
-    and the control sees the same batches as pruning and fine-tuning.
+    and the control sees the same batches as pruning and fine-tuning. An epoch that a signal stops is saved amid, with
+    its sums and the state of the random numbers.
     """
     run, (before, total) = lab.run, schedule
     done = run.restore(phase, net, optimizer)
     if done > epochs:
         raise ValueError(f"{run.checkpoint} has {done} epochs of phase {phase!r}, which has {epochs} in this run.")
-    if done == 0:
+    running = run.amid(phase, torch.device(lab.config.device))
+    if done == 0 and not running.steps:
         if floor is not None:
             floor.check(0, loop.evaluate(net, batches(lab, lab.data.validation), lab.recipe)[0])
         run.save(snapshot(lab, phase, 0, net, optimizer, also))
     steps = lab.data.train.num_batches(lab.config.batch_size, drop_last=True)
-    lab.display.start(phase, total=epochs * steps, done=done * steps)
+    lab.display.start(phase, total=epochs * steps, done=done * steps + running.steps)
+
+    def save_amid(epoch: int, running: loop.Running) -> None:
+        parts = {**(also or {}), "amid": amid(running, torch.device(lab.config.device))}
+        run.save(snapshot(lab, phase, epoch, net, optimizer, parts))
 
     def lr_factor(position: int, step: int) -> float:
         return loop.cosine((position + step / steps) / total)
 
     for epoch in range(done, epochs):
         position = before + epoch
-        running = train_epoch(
-            lab,
-            net,
-            optimizer,
-            seed=loop.epoch_seed(lab.config.seed, "dense" if phase == "dense" else "pruning", position),
-            lr_factor=partial(lr_factor, position),
-            penalty=penalty,
-        )
-        accuracy, loss = loop.evaluate(net, batches(lab, lab.data.validation), lab.recipe)
+        with saved_if_stopped(partial(save_amid, epoch, running)) as stopped:
+            train_epoch(
+                lab,
+                net,
+                optimizer,
+                running,
+                seed=loop.epoch_seed(lab.config.seed, "dense" if phase == "dense" else "pruning", position),
+                lr_factor=partial(lr_factor, position),
+                penalty=penalty,
+                stopped=stopped,
+            )
+            validation = unless(stopped, batches(lab, lab.data.validation))
+            accuracy, loss = loop.evaluate(net, validation, lab.recipe)
         line = {
             "phase": phase,
             "epoch": epoch + 1,
@@ -103,32 +116,47 @@ def fit(
         if floor is not None and (said := floor.check(epoch + 1, accuracy)):
             lab.display.line(said)
         run.save(snapshot(lab, phase, epoch + 1, net, optimizer, also))
+        running = loop.Running()
 
 
 def train_epoch(
     lab: Lab,
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
+    running: loop.Running,
     *,
     seed: int,
     lr_factor: Callable[[int], float],
     penalty: Callable[[], torch.Tensor] | None,
-) -> loop.Running:
-    """One epoch; everything that it draws at random comes from `seed`."""
-    torch.manual_seed(seed)
+    stopped: Callable[[], bool],
+) -> None:
+    """What is left of one epoch, added to `running`; everything that an epoch draws at random comes from `seed`."""
+    if not running.steps:
+        torch.manual_seed(seed)
     config = lab.config
     shuffled = lab.data.train.batches(
-        config.batch_size, seed=seed, augment=config.augment, drop_last=True, device=config.device
+        config.batch_size,
+        seed=seed,
+        augment=config.augment,
+        drop_last=True,
+        start=running.steps,
+        device=config.device,
     )
-    return loop.train_epoch(
+    loop.train_epoch(
         net,
-        shuffled,
+        unless(stopped, shuffled),
         optimizer,
         lab.recipe,
         lr_factor=lr_factor,
         penalty=penalty,
         on_step=lambda running: lab.display.step(lambda: live_text(lab, running, *live_counts(lab, net))),
+        running=running,
     )
+
+
+def unless(stopped: Callable[[], bool], batches: loop.Batches) -> loop.Batches:
+    """The batches until `stopped`."""
+    return itertools.takewhile(lambda batch: not stopped(), batches)
 
 
 def figures(lab: Lab, running: loop.Running, macs: int, params: int) -> dict[str, Any]:

@@ -55,13 +55,13 @@ class Running:
     images: int = 0
     steps: int = 0
     seconds: float = 0.0
-    _sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, images: int, **values: Tensor) -> None:
         self.images += images
         self.steps += 1
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
+            self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach()
 
     @property
     def task_loss(self) -> float:
@@ -79,7 +79,7 @@ class Running:
         return self._mean("correct", self.images)
 
     def _mean(self, name: str, count: int) -> float:
-        return float(self._sums[name]) / max(count, 1) if name in self._sums else 0.0
+        return float(self.sums[name]) / max(count, 1) if name in self.sums else 0.0
 
 
 def cosine(progress: float) -> float:
@@ -116,6 +116,7 @@ def train_epoch(
     lr_factor: Callable[[int], float],
     penalty: Callable[[], Tensor] | None = None,
     on_step: Callable[[Running], None] | None = None,
+    running: Running | None = None,
 ) -> Running:
     """One pass over `batches` in train mode.
 
@@ -124,13 +125,15 @@ def train_epoch(
         lr_factor: of the step number in this epoch; multiplies every group's `initial_lr`.
         penalty: called once after each forward pass, added to the task loss (`net.complexity_loss` of a gated network).
         on_step: called after each step with the sums so far.
+        running: the sums of an epoch that was stopped, whose first steps `batches` leaves out; it is added to.
 
     Raises:
         ValueError: the loss is no longer a finite number.
     """
     net.train()
-    running, start = Running(), time.perf_counter()
-    for step, (x, y) in enumerate(batches):
+    running = Running() if running is None else running
+    start = time.perf_counter() - running.seconds
+    for step, (x, y) in enumerate(batches, start=running.steps):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor(step)
         output = forward(net, x, recipe)

@@ -1,7 +1,8 @@
-"""Put a network and its optimizer back where a checkpoint has them, or say what does not match."""
+"""Put a network, its optimizer and chance back where a checkpoint has them, or say what does not match."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from hfp.checkpoint import fill
+from hfp.experiment.loop import Running
 
 
 def put_back(net: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, source: str) -> None:
@@ -35,6 +37,41 @@ def put_back(net: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[st
         raise ValueError(f"{source} does not fit this {type(optimizer).__name__}: its tensors are of other shapes.")
     rates = [{**own, "lr": their["lr"]} for own, their in zip(groups, theirs, strict=True)]
     optimizer.load_state_dict({"state": gathered, "param_groups": rates})
+
+
+def amid(running: Running, device: torch.device) -> dict[str, Any]:
+    """What an epoch has come to: its sums, and where the random numbers of its dropouts are."""
+    chance = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        chance["device"] = torch.get_device_module(device).get_rng_state(device)
+    return {**dataclasses.asdict(running), "chance": chance}
+
+
+def put_back_amid(state: Mapping[str, Any], device: torch.device, *, source: str) -> Running:
+    """The sums of the epoch amid which `state` was saved, after chance is put back there; for any other, empty ones.
+
+    Raises:
+        ValueError: that part of the state is damaged, or was saved on another kind of device.
+    """
+    if "amid" not in state:
+        return Running()
+    try:
+        fields = dict(state["amid"])
+        chance = fields.pop("chance")
+        running = Running(**fields)
+        whole = type(running.images) is type(running.steps) is int and running.images >= running.steps >= 0
+        if not whole or not all(sums.dim() == 0 for sums in running.sums.values()):
+            raise ValueError(f"{running.steps} steps over {running.images} images")
+        running.sums = {name: sums.to(device) for name, sums in running.sums.items()}
+        torch.set_rng_state(chance["cpu"])
+        if device.type != "cpu":
+            torch.get_device_module(device).set_rng_state(chance["device"], device)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source} was saved amid an epoch, and does not say how far it was in a way that fits a run on {device}: "
+            f"{error!r}."
+        ) from error
+    return running
 
 
 def _same_settings(groups: list[dict[str, Any]], theirs: Any) -> bool:

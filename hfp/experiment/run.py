@@ -2,7 +2,7 @@
 
     config.json            the settings
     metrics.jsonl          a line an epoch, for people; the checkpoint has them all as well
-    checkpoint.safetensors everything needed to go on, replaced after every epoch
+    checkpoint.safetensors everything needed to go on, replaced after every epoch and when a signal stops the run
     previous.safetensors   the checkpoint before, for the day on which the newest turns out to be damaged
     dense.safetensors      the baseline, once trained; gated.safetensors the gated network at the end of pruning;
     small.safetensors      the compact network, fine-tuned (hfp.load reads it); control.safetensors where asked for
@@ -27,7 +27,8 @@ import torch
 from torch import nn
 
 from hfp.checkpoint import load_training, save_training
-from hfp.experiment.restore import put_back
+from hfp.experiment.loop import Running
+from hfp.experiment.restore import put_back, put_back_amid
 from hfp.files import Damaged, atomic_write
 
 PHASES = ("dense", "prune", "finetune", "control")
@@ -136,6 +137,16 @@ class RunFolder:
             return 0
         put_back(net, optimizer, self.state, source=str(self.checkpoint))
         return int(self.state["epoch"])
+
+    def amid(self, phase: str, device: torch.device) -> Running:
+        """How far the epoch is amid which the checkpoint was saved, if it is of `phase`; random numbers go on, too.
+
+        Raises:
+            ValueError: the checkpoint does not say it in a way that fits.
+        """
+        if self.state is None or self.state["phase"] != phase:
+            return Running()
+        return put_back_amid(self.state, device, source=str(self.checkpoint))
 
     def save(self, state: Mapping[str, Any], path: Path | None = None) -> None:
         """Write the checkpoint, and keep the one before; or, with `path`, write the state under that name."""
