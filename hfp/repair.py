@@ -62,29 +62,36 @@ class Repairs:
         self.kept: list[Repair] = []
         self.trying: dict[tuple[Any, ...], tuple[str, Repair]] = {}
         self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
+        self.met: set[tuple[Any, ...]] = set()
+        """All misfits so far."""
 
     def next(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
         """Take note of what is still wrong, and choose what to try next. Whether there is anything to try."""
-        if self._refuse(found, table):
-            return True
-        new = [misfit for misfit in found if misfit.key not in self.left]
-        self._keep(found, new)
-        candidates = {misfit.key: list(self._candidates(misfit, table)) for misfit in new}
-        unsure = [m.key for m in new if m.asked and not any(repair.sure for repair in candidates[m.key])]
-        informed = self._informed({key: candidates[key] for key in unsure}, table)
-        scalings = {m.key: [Repair(scaling.channels, scaling=scaling) for scaling in m.scalings] for m in new}
-        every = {**candidates, **informed}
-        self.left |= {key: iter(scalings[key][:MOST] + some[:MOST]) for key, some in every.items()}
-        # Where it is known which length does not follow, a repair is no guess: those first.
-        self.trying = self._choice([misfit for misfit in found if misfit.extent is not None])
+        self._keep(found, [misfit for misfit in found if misfit.key not in self.met])
+        self.met |= {misfit.key for misfit in found}
+        # Where it is known which length does not follow, a repair is no guess: those first. The others may follow them.
+        lengths = [misfit for misfit in found if misfit.extent is not None]
+        self._look_for_repairs(lengths, table)
+        self.trying = self._choice(lengths)
         if not self.trying:
             others = [misfit for misfit in found if misfit.extent is None]
+            self._look_for_repairs(others, table)
             self.trying = self._choice(others)
             scaled = {key for key, (_, repair) in self.trying.items() if repair.scaling is not None}
             self.unscaled |= {misfit.key for misfit in others if misfit.scalings} - scaled
             if self._refuse(found, table):
                 return True
         return bool(self.trying)
+
+    def _look_for_repairs(self, found: Sequence[Misfit], table: ChannelTable) -> None:
+        """For those of the misfits that are new."""
+        new = [misfit for misfit in found if misfit.key not in self.left]
+        candidates = {misfit.key: list(self._candidates(misfit, table)) for misfit in new}
+        unsure = [m.key for m in new if m.asked and not any(repair.sure for repair in candidates[m.key])]
+        informed = self._informed({key: candidates[key] for key in unsure}, table)
+        scalings = {m.key: [Repair(scaling.channels, scaling=scaling) for scaling in m.scalings] for m in new}
+        every = {**candidates, **informed}
+        self.left |= {key: iter(scalings[key][:MOST] + some[:MOST]) for key, some in every.items()}
 
     def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> None:
         """Of what was tried: what is asked for there, or helped while nothing else went wrong for it."""
