@@ -87,7 +87,7 @@ def cut(name: str, weights: Path | None, rounding: str) -> tuple[Outcome, Row]:
         if source is None:
             torch.manual_seed(0)
             source = Path(folder) / "random.safetensors"
-            checkpoint.save_weights(catalogue.build(name).model, source)
+            checkpoint.save_weights(alive(catalogue.build(name).model), source)
         method = "uniform" if weights is None else "pag"
         command = [source, "--model", name, "--target-macs", TARGET, "--method", method, "--round-to", rounding]
         outcome, said = compact.made(compact.parser().parse_args([*map(str, command), "--output", folder]))
@@ -101,6 +101,14 @@ def cut(name: str, weights: Path | None, rounding: str) -> tuple[Outcome, Row]:
         "params_share": record.params / record.dense_params,
         "widths": list(widths.values()),
     }
+
+
+def alive(model: nn.Module) -> nn.Module:
+    """Without layers of zeros (the head of a ViT before it is trained): outputs of zeros are equal in every form."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not bool(parameter.any()):
+            nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 # --- how fast --------------------------------------------------------------------------------------------------------
@@ -184,6 +192,8 @@ def speeds(case: Case, runtime: str) -> Row:
 
 def distance(net: nn.Module, other: Callable[[Tensor], Any], x: Tensor) -> float:
     """The largest difference of outputs, relative to the largest of `net`."""
+    if not bool(net(x).any()):
+        raise ValueError("all outputs are zero, and equal whatever is done to the network")
     return surgery.difference(net, other, ((x,), {}), as_given=True)
 
 
