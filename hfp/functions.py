@@ -20,7 +20,7 @@ from hfp.opened import OPENED, attention, unscaled_scores
 from hfp.operands import Operand, find
 from hfp.position import Site
 from hfp.rules.own import Whole
-from hfp.sizes import SIZE_FREE_FUNCTIONS, axis_read, tells_size
+from hfp.sizes import SIZE_FREE_FUNCTIONS, axes_read, tells_size
 from hfp.watcher import Watcher, is_own, source_line
 
 Around = Callable[[Site, Any, Any, Callable[[], Any]], Any]
@@ -57,7 +57,7 @@ class Functions(TorchFunctionMode):
         if name == "__get__":
             out = self.pretended if self.pretended and func == _DEVICE else func(*args, **kwargs)
             if tells_size(func.__self__.__name__, out) and not is_own(frame := sys._getframe(1)):
-                self.watcher.tell_size(args[0], axis_read(frame))
+                self.watcher.tell_size(args[0], axes_read(frame))
             return out
         if self.pretended:
             args, kwargs = tree_map(self._actual, (args, kwargs))
@@ -72,7 +72,8 @@ class Functions(TorchFunctionMode):
         if name in SIZE_FREE_FUNCTIONS:
             self.watcher.sizes = sizes
         elif not isinstance(out, Tensor) and tells_size(name, out):
-            self.watcher.tell_size(args[0] if args else None, args[1] if name == "size" and len(args) == 2 else None)
+            axes = args[1] if name == "size" and len(args) == 2 else slice(None)
+            self.watcher.tell_size(args[0] if args else None, axes)
         asks, ledger.asks[before:] = ledger.asks[before:], []
         if site.function == "einsum":  # which multiplies element by element where it has nothing to sum
             for tensor in tree_leaves(args):

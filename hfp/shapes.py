@@ -7,6 +7,7 @@ of a run. Here are the plainest cases of a few; all others, and every error, are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -138,6 +139,12 @@ def _convolution(
     return x.new_empty((x.shape[0], made, *grid)) if min(grid) > 0 else None
 
 
+def _resized(x: Tensor, size: list[int], *_: Any) -> Tensor | None:
+    # A picture of one pixel is as well one whose channels come last.
+    plain = x.is_floating_point() and x.dim() == 2 + len(size) and x.is_contiguous() and prod(x.shape[2:]) > 1
+    return x.new_empty((*x.shape[:2], *size)) if plain and x.numel() and min(size) > 0 else None
+
+
 _UNARY = "elu exp gelu hardsigmoid hardswish hardtanh leaky_relu relu rsqrt sigmoid silu softplus sqrt tanh".split()
 _BINARY = "add sub mul div".split()
 
@@ -154,4 +161,6 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     aten.convolution.default: _convolution,
     aten.mean.dim: _mean,
     aten.cat.default: _cat,
+    aten.upsample_bilinear2d.default: _resized,
+    aten.upsample_nearest2d.default: _resized,
 }

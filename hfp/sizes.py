@@ -11,6 +11,7 @@ import dis
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
+from itertools import takewhile
 from types import CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -39,21 +40,29 @@ def tells_size(function: str, out: Any) -> bool:
     return function not in _RANKS and any(type(number) is int for number in numbers)
 
 
-def axis_read(frame: FrameType) -> int | None:
-    """The axis of which the size is read, where that is written down: 0 if the code in `frame` is at `x.shape[0]`."""
-    return _indexed_at_once(frame.f_code).get(frame.f_lasti)
+def axes_read(frame: FrameType) -> int | slice:
+    """The axes of which the size is read: 0 if the code in `frame` is at `x.shape[0]`, all where nothing is written."""
+    return _indexed_at_once(frame.f_code).get(frame.f_lasti, slice(None))
 
 
 @cache
-def _indexed_at_once(code: CodeType) -> dict[int, int]:
-    """Offset of an instruction -> the number that follows it as an index."""
+def _indexed_at_once(code: CodeType) -> dict[int, int | slice]:
+    """Offset of an instruction -> the number or slice that follows it as an index."""
     steps = list(dis.get_instructions(code))
-    return {
-        first.offset: index.argval
-        for first, index, last in zip(steps, steps[1:], steps[2:], strict=False)
-        if index.opname.startswith("LOAD_") and type(index.argval) is int
-        if last.opname == "BINARY_SUBSCR" or last.argrepr == "[]"
-    }
+    found = {step.offset: _index(steps[number : number + 4]) for number, step in enumerate(steps, 1)}
+    return {offset: index for offset, index in found.items() if index is not None}
+
+
+def _index(steps: list[dis.Instruction]) -> int | slice | None:
+    """The constant index that these instructions begin with."""
+    loads = takewhile(lambda s: s.opname.startswith("LOAD_") and type(s.argval) in (int, slice, type(None)), steps)
+    constants = [step.argval for step in loads]
+    names = ["[]" if s.opname == "BINARY_SUBSCR" or s.argrepr == "[]" else s.opname for s in steps[len(constants) :]]
+    if len(constants) == 1 and constants[0] is not None and names[0] == "[]":
+        index: int | slice = constants[0]
+        return index
+    sliced = names[:1] == ["BINARY_SLICE"] or names[:2] == ["BUILD_SLICE", "[]"]
+    return slice(*constants) if len(constants) == 2 and sliced else None
 
 
 def reads_widths(model: nn.Module, attributes: Iterable[str]) -> bool:

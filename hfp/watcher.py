@@ -114,10 +114,11 @@ class Watcher(TorchDispatchMode):
             if ids is not None:
                 self.ledger.pin(ids, reason, Place(operator, self.position.path, source_line()))
 
-    def tell_size(self, tensor: Any, axis: int | None) -> None:
-        """The model's code has read the size of a tensor, along one axis or all."""
+    def tell_size(self, tensor: Any, axes: int | slice) -> None:
+        """The model's code has read the size of a tensor, along some of its axes."""
         labels = self.labels(tensor)
-        if labels and (axis is None or labels[axis] is not None):
+        read = labels[axes] if isinstance(axes, slice) else labels and (labels[axes],)
+        if any(ids is not None for ids in read):
             self.sizes += 1
             self.read = tensor
 

@@ -50,6 +50,9 @@ def arguments(func: Any, generator: random.Random) -> tuple[Any, ...]:
         grids = [[generator.randint(low, 2) for _ in range(rank)] for low in (1, 0, 1)]
         bias = generator.choice([None, meta(2 * groups), meta(1)])
         return picture, weight, bias, *grids, generator.random() < 0.2, [0] * rank, groups
+    if name.startswith("upsample"):
+        aligned = [False] if name == "upsample_bilinear2d" else []
+        return strided(generator, *some(generator, generator.choice([3, 4, 4]))), some(generator, 2), *aligned
     if name == "mean":
         axes = [generator.randint(-3, 3) for _ in range(generator.randint(0, 2))]
         return x, axes, generator.random() < 0.5

@@ -44,12 +44,14 @@ BLIND = {
     "pooled": lambda net, x: x * x.mean((2, 3), keepdim=True).sigmoid(),
     "added": lambda net, x: torch.cat([x, x.relu()], 2).amax(2, keepdim=True) + x,
     "batch": lambda net, x: x / x.shape[0] + x.size(0),
+    "space": lambda net, x: F.interpolate(x, x.shape[-2:]) / x.shape[2:][0] + x.shape[2:3][0],
     "rank": lambda net, x: x if x.dim() == 4 and x.ndim == 4 else x.flatten(),
     "noise": lambda net, x: x * torch.empty([x.shape[0]] + [1] * (x.ndim - 1)).bernoulli_(0.5),
 }
 SEEING = {
     "shape": lambda net, x: x / x.shape[1],
     "all of the shape": lambda net, x: x / max(1, len(tuple(x.shape))),
+    "slice of the shape": lambda net, x: x / x.shape[1:][0] + x.shape[:2][1],
     "size": lambda net, x: x / x.size(1),
     "length": lambda net, x: x / len(x[0]),
     "elements": lambda net, x: x / x.numel(),
