@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -77,7 +77,8 @@ class Cut:
     There, ids are channels themselves, and an index that belongs to several channels has an id for this set of them.
     """
 
-    def __init__(self, table: ChannelTable, keep: Tensor) -> None:
+    def __init__(self, table: ChannelTable, axes: Mapping[str, Sequence[Tensor]], keep: Tensor) -> None:
+        """`axes`: tensor name -> the ids along each of its dims; `keep` (channels,) bool."""
         self.table = table
         self.stays = table.extended(keep)
         # By identity; the ids stand beside, so that no others can take their place.
@@ -92,16 +93,21 @@ class Cut:
         padded = torch.cat([single, torch.tensor([FIXED])])
         self.sets = Sets(table.channels)
         products = [self.sets.number(row) for row in padded[table.products].tolist()]
-        self.shown = torch.cat([single, torch.tensor(products, dtype=torch.long), torch.tensor([FIXED])])
-
-    def _channels(self, ids: Tensor) -> Tensor:
-        return torch.where(ids < 0, FIXED, self.table.channel_of[ids])
+        shown = torch.cat([single, torch.tensor(products, dtype=torch.long), torch.tensor([FIXED])])
+        channel_of = torch.cat([table.channel_of, torch.tensor([FIXED, FIXED])])  # ANY and FIXED: the last two entries
+        self._prunable, self._stays, self._shown = channel_of != FIXED, self.stays[channel_of], shown[channel_of]
+        self.axes = {name: tuple(map(self.left, own)) for name, own in axes.items()}
+        """Tensor name -> what is left along each of its dims."""
 
     def left(self, ids: Tensor) -> Tensor:
         """What is left of the labels (n,) of an axis."""
         if id(ids) not in self._left:
-            channels = self._channels(ids)
-            self._left[id(ids)] = ids, self.shown[channels[self.stays[channels]]]
+            if bool(self._prunable[ids].any()):
+                left = self._shown[ids[self._stays[ids]]]
+            else:  # some of these are very long
+                left = torch.tensor([FIXED]).expand(len(ids))
+                self._alive[id(left)] = left, False
+            self._left[id(ids)] = ids, left
         return self._left[id(ids)][1]
 
     def alive(self, left: Tensor) -> bool:
@@ -112,7 +118,7 @@ class Cut:
 
     def visible(self, ids: Tensor) -> Tensor | None:
         left = self.left(ids)
-        return left if len(left) > 1 else None
+        return left if len(left) > 1 and self.alive(left) else None
 
     def length(self, ids: Tensor) -> int:
         """How many are left."""
@@ -122,17 +128,6 @@ class Cut:
         """The shape that is left of a tensor."""
         lengths = labels or (None,) * len(dense)
         return [n if ids is None else self.length(ids) for n, ids in zip(dense, lengths, strict=True)]
-
-    @cached_property
-    def axes(self) -> dict[str, tuple[Tensor, ...]]:
-        """Tensor name -> what is left along each of its dims."""
-        vectors = [vector for ids in self.table.axes.values() for vector in ids]
-        flat = torch.cat(vectors)
-        owner = torch.repeat_interleave(torch.tensor([len(vector) for vector in vectors]))
-        stays = self.stays[flat]  # FIXED looks up the last entry
-        lengths = owner[stays].bincount(minlength=len(vectors))
-        left = iter(self.shown[flat[stays]].split(lengths.tolist()))
-        return {name: tuple(next(left) for _ in ids) for name, ids in self.table.axes.items()}
 
     def shadows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is left of parameters and buffers: shapes alone."""
@@ -144,7 +139,7 @@ class Cut:
         return shadows
 
     def ledger(self) -> Ledger:
-        return CutLedger(axes=self.axes, sets=self.sets)
+        return CutLedger(axes=self.axes, sets=self.sets, alive=self.alive)
 
 
 class Sets:
@@ -187,6 +182,11 @@ class CutLedger(Ledger):
     """
 
     sets: Sets = field(default_factory=lambda: Sets(0))
+    alive: Callable[[Tensor], bool] = prunable
+
+    def labels(self, name: str) -> Labels:
+        """What is left of the labels of a tensor; None where none can be seen any more."""
+        return tuple(ids if len(ids) > 1 and self.alive(ids) else None for ids in self.axes[name])
 
     def tie(self, a: Tensor, b: Tensor, place: Place) -> bool:
         return False

@@ -121,6 +121,8 @@ class Ledger:
     _joined: tuple[int, Tensor | None] = (0, None)
     """How many ties have been followed, and what came out."""
     _met: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    _held: dict[int, Tensor] = field(default_factory=dict)
+    """By identity: vectors that are pinned."""
 
     def number(self, name: str, shape: Sequence[int]) -> None:
         """Give new ids to every dim of the tensor `name`."""
@@ -184,7 +186,13 @@ class Ledger:
         return known[2]
 
     def pin(self, ids: Tensor, reason: str, place: Place) -> None:
+        """These ids stay whole. What is said of the same vector again is not noted: the first reason is what counts."""
+        if id(ids) in self._held:
+            return
+        self._held[id(ids)] = ids
         ids = ids.reshape(-1)
+        if len(ids) > self.size:  # every anchor at every pixel, say
+            ids = (ids - ANY).bincount()[-ANY:].nonzero().flatten()
         ids = ids[ids >= 0]
         if ids.numel():
             self.pins.append(Pin(ids, reason, place))

@@ -53,7 +53,7 @@ def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool 
     for keep in keeps(table) if modes else ():
         if bool(keep.all()):
             continue
-        cut = Cut(table, keep)
+        cut = Cut(table, seen.ledger.axes, keep)
         found: list[Misfit] = []
         with _resized(subject, cut):
             for training in modes:
@@ -67,7 +67,7 @@ def misfits(subject: Subject, table: ChannelTable, seen: Run, any_will_do: bool 
 
 def asked_from(subject: Subject, table: ChannelTable, seen: Run, attribute: str, paths: Iterable[str]) -> set[Any]:
     """The keys of what the whole network does otherwise when these modules have an attribute that is larger by one."""
-    cut = Cut(table, torch.ones(table.channels, dtype=torch.bool))
+    cut = Cut(table, seen.ledger.axes, torch.ones(table.channels, dtype=torch.bool))
     with _resized(subject, cut):
         for path in paths:
             module = subject.model.get_submodule(path)
@@ -81,7 +81,7 @@ def still_other(subject: Subject, table: ChannelTable, seen: Run, attribute: str
     """The keys of where a cut network computes with other numbers, even if these modules keep an attribute as it is."""
     modules = [subject.model.get_submodule(path) for path in paths]
     dense = [get_size(module, attribute) for module in modules]
-    cut = Cut(table, next(keeps(table)))
+    cut = Cut(table, seen.ledger.axes, next(keeps(table)))
     with _resized(subject, cut):
         for module, value in zip(modules, dense, strict=True):
             set_size(module, attribute, value)

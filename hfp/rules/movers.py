@@ -139,11 +139,11 @@ def _merged(ledger: Ledger, labels: Mapping[int, Tensor], shape: Sequence[int]) 
     Ids that repeat along an axis (anchors at every pixel) are merged once.
     """
     own, ranks = zip(*(ids.unique(return_inverse=True) for ids in labels.values()), strict=True)
-    merged = ledger.merge(torch.cartesian_prod(*own).unbind(1))
-    index = torch.zeros([1] * len(shape), dtype=torch.long)
-    for position, values, rank in zip(labels, own, ranks, strict=True):
-        index = index * len(values) + _along(rank, position, shape)
-    return merged[index.expand(list(shape)).flatten()]
+    grid = ledger.merge(torch.cartesian_prod(*own).unbind(1)).reshape([len(values) for values in own])
+    for axis, rank in enumerate(ranks):
+        grid = grid.index_select(axis, rank)
+    grid = grid.reshape([length if axis in labels else 1 for axis, length in enumerate(shape)])
+    return grid.expand(list(shape)).flatten()
 
 
 def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
