@@ -22,6 +22,7 @@ from torch import Tensor
 
 FIXED = -1  # the id of an index that belongs to no channel: input pixels, zero padding, constants
 ANY = -2  # the id of an index that is like its neighbours, and can belong to any channel: zeros(8), x.expand(8)
+LONG = 2**16  # of so many ids along an axis, most are alike: every anchor at every pixel, say
 
 Labels = tuple[Tensor | None, ...]
 """For each axis of a tensor the ids (n,) along it, or None. An axis of length 1 has none: it cannot get shorter."""
@@ -191,7 +192,7 @@ class Ledger:
             return
         self._held[id(ids)] = ids
         ids = ids.reshape(-1)
-        if len(ids) > self.size:  # every anchor at every pixel, say
+        if len(ids) > LONG:
             ids = (ids - ANY).bincount()[-ANY:].nonzero().flatten()
         ids = ids[ids >= 0]
         if ids.numel():

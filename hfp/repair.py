@@ -59,7 +59,7 @@ class Repairs:
         self.unscaled: set[Any] = set()
         """Misfits in numbers that no scaling has made up for."""
         self.modules = {path: module for module, path in subject.names.modules.items()}
-        self.kept: list[Repair] = []
+        self.kept = [Repair(ids, attribute, sure=True) for ids, attribute in seen.told.values()]
         self.trying: dict[tuple[Any, ...], tuple[str, Repair]] = {}
         self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
         self.met: set[tuple[Any, ...]] = set()

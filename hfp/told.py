@@ -1,16 +1,19 @@
 """Sizes that modules keep as attributes, and numbers that remember which of them they are.
 
-In a trial, a size that stands among the arguments of a function may be just what an attribute says. Then the number
-itself tells, and nothing has to be tried to find out.
+A size that stands among the arguments of a function may be just what an attribute says. Then the number itself tells,
+and nothing has to be tried to find out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hfp.labels import Labels
+from hfp.rules.call import values_in
 from hfp.sizes import WIDTHS
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
@@ -56,3 +59,20 @@ def mark(names: Mapping[nn.Module, str]) -> None:
                 entries = list(own[name])
                 entries[int(index)] = told
                 own[name] = type(own[name])(entries)
+
+
+def asked(function: str, args: Any) -> list[int]:
+    """The lengths that a call of `view` or the like asks for, one for each axis of its output."""
+    if function == "unflatten" and len(args) > 2:
+        axis = args[1] % args[0].dim()
+        return [*args[0].shape[:axis], *args[2], *args[0].shape[axis + 1 :]]
+    return [n for n in values_in(args[1:]) if isinstance(n, int)]
+
+
+def attributes_asked(function: str, args: Any, labels: Labels) -> Iterator[tuple[Tensor, tuple[str, str]]]:
+    """(ids along an axis, attribute that is asked to be its length) of a call that gives an output with these labels."""
+    lengths = asked(function, args) if labels and function in ("view", "reshape", "unflatten") else ()
+    if len(lengths) == len(labels):
+        for ids, length in zip(labels, lengths, strict=True):
+            if ids is not None and isinstance(length, Told):
+                yield ids, length.attribute

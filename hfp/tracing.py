@@ -11,7 +11,7 @@ import gc
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from hfp.position import Position, Site
 from hfp.ptflops_count import PtflopsCounter
 from hfp.rules.own import OwnRuleError, Whole, rule_of
 from hfp.sizes import reads_widths
+from hfp.told import attributes_asked, mark
 from hfp.watcher import RuleError, Step, Watcher, caller, first_line
 
 
@@ -66,6 +67,8 @@ class Run:
     """Whether it mentions what says how many channels there are (see `hfp.sizes`)."""
     operands: list[Operand]
     """Arguments in which removed channels have to be hidden; their channels are ids of the ledger."""
+    told: dict[tuple[int, tuple[str, str]], tuple[Tensor, tuple[str, str]]] = field(default_factory=dict)
+    """(ids along an axis, (module, attribute) that was asked to be its length), by the identity of the ids."""
 
     def training_shows_all(self) -> bool:
         """Whether every function that was called on channels in evaluation mode was so in training, by the same code.
@@ -184,7 +187,7 @@ def _play_noted(
     subject: Subject, shadows: dict[str, Tensor], seen: Run, watcher: Watcher, taken: list[Step], training: bool
 ) -> None:
     calls: dict[Site, Called] = {}
-    functions = Functions(watcher, training, _recorder(watcher, taken, calls))
+    functions = Functions(watcher, training, _recorder(watcher, taken, calls, seen))
     play(subject, shadows, functions, training=training)
     seen.steps[training], seen.calls[training] = taken, calls
     seen.sized[training] = seen.real or watcher.sizes > 0
@@ -241,7 +244,7 @@ _ONE = tree_flatten(None)[1]
 """How a single value is nested."""
 
 
-def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called]) -> Around:
+def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called], seen: Run) -> Around:
     def around(site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
         out = call()
         leaves, spec = ([out], _ONE) if isinstance(out, Tensor) else tree_flatten(out)
@@ -250,6 +253,9 @@ def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called]) ->
             outs = [(x.shape, watcher.labels(x), x.dtype, _memory_order(x)) for x in tensors]
             rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             calls[site] = Called(len(taken), outs, rest, spec, caller())
+            if len(tensors) == 1:
+                asked = attributes_asked(site.function, args, watcher.labels(tensors[0]))
+                seen.told |= {(id(ids), attribute): (ids, attribute) for ids, attribute in asked}
         return out
 
     return around
@@ -270,6 +276,7 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
     model = subject.model
     with preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         model.train(training)
+        mark(subject.names.modules)
         for module in model.modules():
             if rule_of(module) is not None and "forward" not in vars(module):
                 module.forward = Whole(module)

@@ -32,7 +32,7 @@ from hfp.position import Position, Site
 from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
 from hfp.surgery import get_size, resize, set_size
-from hfp.told import mark
+from hfp.told import asked
 from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, line_of, source_line
 
@@ -101,12 +101,11 @@ def _modes(table: ChannelTable, seen: Run) -> list[bool]:
 
 @contextmanager
 def _resized(subject: Subject, cut: Cut) -> Iterator[None]:
-    """The modules say of their own sizes what those of the cut network will, and the numbers that they say so."""
+    """The modules say of their own sizes what those of the cut network will."""
     with preserved(subject.model):
         shadows = cut.shadows(subject.names.tensors)
         tensors = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
         resize(subject.model, cut.table, cut.stays, tensors)
-        mark(subject.names.modules)
         yield
 
 
@@ -300,12 +299,9 @@ class _Trial:
                 replace(misfit, key=(site, number, extent.axis), extent=extent, asked=True) for number, extent in parts
             ]
             return told or [replace(misfit, key=(site,))]
-        asked = [n for n in tree_leaves(args[1:]) if isinstance(n, int)]
-        if site.function == "unflatten" and len(args) > 2:
-            axis = args[1] % args[0].dim()
-            asked = [*args[0].shape[:axis], *args[2], *args[0].shape[axis + 1 :]]
         shape, labels = called.outs[0][:2]
-        extents = self._extents(shape, labels, self.cut.shape(shape, labels), asked) if len(called.outs) == 1 else []
+        given = asked(site.function, args) if len(called.outs) == 1 else []
+        extents = self._extents(shape, labels, self.cut.shape(shape, labels), given)
         known = extents or ([misfit.extent] if misfit.extent else [])
         return [replace(misfit, key=(site, e.axis), extent=e, asked=bool(extents)) for e in known] or [
             replace(misfit, key=(site,))
