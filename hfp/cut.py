@@ -85,15 +85,16 @@ class Cut:
         self._left: dict[int, tuple[Tensor, Tensor]] = {}
         self._alive: dict[int, tuple[Tensor, bool]] = {}
         # An axis of one channel has no labels: so the only channel left of a group goes without.
-        visible = keep.clone()
-        for group in table.groups:
-            if int(keep[group.channels].sum()) == 1:
-                visible[group.channels] = False
+        width = table.group_of[keep].bincount(minlength=len(table.groups))
+        visible = keep & (width > 1)[table.group_of]
         single = torch.where(visible, torch.arange(table.channels), FIXED)
         padded = torch.cat([single, torch.tensor([FIXED])])
         self.sets = Sets(table.channels)
-        products = [self.sets.number(row) for row in padded[table.products].tolist()]
-        shown = torch.cat([single, torch.tensor(products, dtype=torch.long), torch.tensor([FIXED])])
+        products = torch.full((len(table.products),), FIXED)
+        there = self.stays[table.channels : -1]
+        rows = padded[table.products[there]].tolist()
+        products[there] = torch.tensor([self.sets.number(row) for row in rows], dtype=torch.long)
+        shown = torch.cat([single, products, torch.tensor([FIXED])])
         channel_of = torch.cat([table.channel_of, torch.tensor([FIXED, FIXED])])  # ANY and FIXED: the last two entries
         self._prunable, self._stays, self._shown = channel_of != FIXED, self.stays[channel_of], shown[channel_of]
         self.axes = {name: tuple(map(self.left, own)) for name, own in axes.items()}

@@ -29,8 +29,13 @@ def outputs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """`x.new_empty(shape)`, which is Python code for a tensor of shapes alone."""
+    return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
 def _new(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape) if x.is_contiguous() else torch.empty_like(x)
+    return _empty(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
 
 
 def _like(x: Tensor, *_: Any) -> Tensor | None:
@@ -84,13 +89,13 @@ def _both_into_first(x: Tensor, y: Any, *_: Any) -> Tensor | None:
 def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     if not x.is_floating_point() or x.dim() < 2:
         return None
-    saved = x.new_empty(x.shape[1])
+    saved = _empty(x, [x.shape[1]])
     return _new(x), saved, _new(saved)
 
 
 def _addmm(bias: Any, a: Tensor, b: Tensor) -> Tensor | None:
     fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == b.shape[1:]
-    return a.new_empty(a.shape[0], b.shape[1]) if fits and bias.dtype == a.dtype == b.dtype else None
+    return _empty(a, [a.shape[0], b.shape[1]]) if fits and bias.dtype == a.dtype == b.dtype else None
 
 
 def _mean(x: Tensor, axes: Any, keepdim: bool = False) -> Tensor | None:
@@ -100,8 +105,8 @@ def _mean(x: Tensor, axes: Any, keepdim: bool = False) -> Tensor | None:
     if len(gone) < len(axes):
         return None
     if keepdim:
-        return x.new_empty([1 if axis in gone else n for axis, n in enumerate(x.shape)])
-    return x.new_empty([n for axis, n in enumerate(x.shape) if axis not in gone])
+        return _empty(x, [1 if axis in gone else n for axis, n in enumerate(x.shape)])
+    return _empty(x, [n for axis, n in enumerate(x.shape) if axis not in gone])
 
 
 def _cat(tensors: list[Tensor], axis: int = 0) -> Tensor | None:
@@ -113,7 +118,7 @@ def _cat(tensors: list[Tensor], axis: int = 0) -> Tensor | None:
     axis %= x.dim()
     others = {(*y.shape[:axis], *y.shape[axis + 1 :], y.dim()) for y in tensors}
     size = sum(y.shape[axis] for y in tensors)
-    return x.new_empty((*x.shape[:axis], size, *x.shape[axis + 1 :])) if len(others) == 1 else None
+    return _empty(x, (*x.shape[:axis], size, *x.shape[axis + 1 :])) if len(others) == 1 else None
 
 
 def _convolution(
@@ -136,13 +141,13 @@ def _convolution(
         return None
     kernels = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     grid = [(n + 2 * pad - apart * (k - 1) - 1) // step + 1 for n, k, step, pad, apart in kernels]
-    return x.new_empty((x.shape[0], made, *grid)) if min(grid) > 0 else None
+    return _empty(x, (x.shape[0], made, *grid)) if min(grid) > 0 else None
 
 
 def _resized(x: Tensor, size: list[int], *_: Any) -> Tensor | None:
     # A picture of one pixel is as well one whose channels come last.
     plain = x.is_floating_point() and x.dim() == 2 + len(size) and x.is_contiguous() and prod(x.shape[2:]) > 1
-    return x.new_empty((*x.shape[:2], *size)) if plain and x.numel() and min(size) > 0 else None
+    return _empty(x, (*x.shape[:2], *size)) if plain and x.numel() and min(size) > 0 else None
 
 
 _UNARY = "elu exp gelu hardsigmoid hardswish hardtanh leaky_relu relu rsqrt sigmoid silu softplus sqrt tanh".split()

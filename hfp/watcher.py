@@ -37,7 +37,7 @@ _PLACES = set("roll flip rot90 glu gather index_select pixel_shuffle pixel_unshu
 SIZELESS = (set(POINTWISE) - set(FACTORIES)) | set(REDUCERS) | set(NORMS) | _PLACES
 """Operators none of whose arguments is a size: the numbers that they are given must not depend on the channels."""
 _LABELLING = {"expand", "repeat", *UNIFORM}  # their output has labels, even if no input does
-_IN_PLACE_MOVERS = {"t", "transpose", "swapaxes", "as_strided"}  # those that leave the rank as it is
+_MOVED_IN_PLACE = set(MOVERS) - {"t", "transpose", "swapaxes", "as_strided"}  # all but those that leave the rank
 _SAME_TENSOR = set("t transpose permute alias detach clone contiguous _to_copy view expand unsqueeze squeeze".split())
 
 
@@ -106,7 +106,7 @@ class Watcher(TorchDispatchMode):
 
     def label(self, tensor: Tensor, labels: Labels) -> None:
         """Say what the labels of a tensor are that no operator made."""
-        self._labels[id(tensor)] = (tensor, labels if any(ids is not None for ids in labels) else ())
+        self._labels[id(tensor)] = (tensor, labels if _some(labels) else ())
 
     def pin(self, tensor: Tensor | None, reason: str, operator: str) -> None:
         """The channels of a tensor stay whole for what is done to it here, which is no operator."""
@@ -141,12 +141,13 @@ class Watcher(TorchDispatchMode):
             self._follow(module, args, kwargs, out, type(module).__name__, counted=False)
 
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any, name: str, counted: bool) -> None:
-        values = values_in((args, kwargs))
-        tensors = [x for x in values if isinstance(x, Tensor)]
-        for tensor in tensors:
-            if id(tensor) not in self._labels:
-                self._adopt(tensor)
-        before = tuple(ids for tensor in tensors for ids in self.labels(tensor) if ids is not None)
+        values = values_in((args, kwargs) if kwargs else args)
+        before: tuple[Tensor, ...] = ()
+        for tensor in values:
+            if isinstance(tensor, Tensor):
+                if id(tensor) not in self._labels:
+                    self._adopt(tensor)
+                before += _some(self._labels[id(tensor)][1])
         place = Place(name, self.position.path, "")
         own = isinstance(func, nn.Module) or base_name(name) in OWN
         if counted or before or own or place.operator in _LABELLING:
@@ -156,7 +157,7 @@ class Watcher(TorchDispatchMode):
             self._by_storage.setdefault(storage(tensor), tensor)
         outs = tensors_in(out) if own else labelled(out)
         after = tuple(self.labels(tensor) for tensor in outs)
-        touched = before + tuple(ids for labels in after for ids in labels if ids is not None)
+        touched = sum(map(_some, after), before)
         if own or (touched and name.rstrip("_") not in SIZE_FREE and (before or self._as_wide(outs))):
             self.sizes += 1
         scalars = tuple(map(self._value, values)) if own or name.rstrip("_") in SIZELESS else ()
@@ -172,7 +173,7 @@ class Watcher(TorchDispatchMode):
         name = base_name(place.operator)
         own = rule_of(func) if isinstance(func, nn.Module) else OWN.get(name)
         rule = own or RULES.get(name, unknown)
-        if name != place.operator and name in set(MOVERS) - _IN_PLACE_MOVERS:
+        if name != place.operator and name in _MOVED_IN_PLACE:
             rule = stays_whole
         module = func if isinstance(func, nn.Module) else self.position.module
         call = Call(func, args, kwargs, out, self.labels, self.name_of, place, module)
@@ -232,8 +233,15 @@ class Watcher(TorchDispatchMode):
                 self._names[id(out)] = (out, name)
 
 
+def _some(labels: Labels) -> tuple[Tensor, ...]:
+    """Those of the axes that have any."""
+    return tuple([ids for ids in labels if ids is not None]) if labels else ()
+
+
 def labelled(out: Any) -> list[Tensor]:
     """The outputs that carry labels: all parts of a split; else the first, and those of its shape."""
+    if isinstance(out, Tensor):
+        return [out]
     if isinstance(out, list):
         return out
     outs = [x for x in (out if isinstance(out, tuple) else [out]) if isinstance(x, Tensor)]

@@ -44,6 +44,8 @@ class Call:
 
 def values_in(nested: Any) -> list[Any]:
     """What is in nested arguments or outputs, one by one: `tree_leaves` in a fraction of its time."""
+    if isinstance(nested, Tensor):
+        return [nested]
     found: list[Any] = []
     _gather(nested, found)
     return found
