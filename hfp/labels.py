@@ -13,9 +13,9 @@ factors do, which is written down as a *product*. A view that merges two labelle
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ FIXED = -1  # the id of an index that belongs to no channel: input pixels, zero 
 ANY = -2  # the id of an index that is like its neighbours, and can belong to any channel: zeros(8), x.expand(8)
 LONG = 2**16  # of so many ids along an axis, most are alike: every anchor at every pixel, say
 
+Made = TypeVar("Made")
 Labels = tuple[Tensor | None, ...]
 """For each axis of a tensor the ids (n,) along it, or None. An axis of length 1 has none: it cannot get shorter."""
 
@@ -121,7 +122,7 @@ class Ledger:
     size: int = 0
     _joined: tuple[int, Tensor | None] = (0, None)
     """How many ties have been followed, and what came out."""
-    _met: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    _known: dict[tuple[Any, ...], tuple[Sequence[Tensor], Any]] = field(default_factory=dict)
     _held: dict[int, Tensor] = field(default_factory=dict)
     """By identity: vectors that are pinned."""
 
@@ -173,18 +174,21 @@ class Ledger:
         return False
 
     def meet(self, a: Tensor, b: Tensor, place: Place) -> Tensor:
-        """(n,) the labels of what is computed, index by index, from values with the labels a (n,) and b (n,): a tie.
+        """(n,) the labels of what is computed, index by index, from values with the labels a (n,) and b (n,): a tie."""
 
-        Asked again with the same two vectors, it gives the same one, and notes nothing: a model is run twice.
-        """
-        if a is b:
-            return a
-        known = self._met.get((id(a), id(b)))
-        if known is None:
+        def tied() -> Tensor:
             ids = self.tie(a, b, place)
-            both = a if ids or bool((a >= 0).all()) else torch.where(a >= 0, a, torch.maximum(a, b))
-            known = self._met[id(a), id(b)] = a, b, both  # with a and b, so that no others can take their ids
-        return known[2]
+            return a if ids or bool((a >= 0).all()) else torch.where(a >= 0, a, torch.maximum(a, b))
+
+        return a if a is b else self.once((a, b), "meet", tied)
+
+    def once(self, vectors: Sequence[Tensor], how: Hashable, make: Callable[[], Made]) -> Made:
+        """`make()`; asked again with the same vectors, it gives the same and notes nothing: a model is run twice."""
+        key = (how, *map(id, vectors))
+        if key not in self._known:
+            self._known[key] = vectors, make()  # with the vectors, so that no others can take their ids
+        made: Made = self._known[key][1]
+        return made
 
     def pin(self, ids: Tensor, reason: str, place: Place) -> None:
         """These ids stay whole. What is said of the same vector again is not noted: the first reason is what counts."""
@@ -214,8 +218,9 @@ class Ledger:
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """(n,) the ids of an axis on which several vectors (n,) of ids have come to lie."""
         factors = [vector for vector in factors if bool((vector != ANY).any())] or [factors[0]]
-        if len(factors) == 1:
-            return factors[0]
+        return factors[0] if len(factors) == 1 else self.once(factors, "merge", lambda: self._product(factors))
+
+    def _product(self, factors: Sequence[Tensor]) -> Tensor:
         ids = self.fresh(len(factors[0]))
         self.products.append((ids, torch.stack(list(factors), 1)))
         return ids

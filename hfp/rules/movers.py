@@ -9,6 +9,7 @@ follow.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 
 import torch
@@ -112,20 +113,32 @@ def view(ledger: Ledger, call: Call) -> Labels:
         for _, ids in labelled(labels):
             ledger.pin(ids, "is reinterpreted as another type", call.place)
         return ()
-    found: list[list[Tensor]] = [[] for _ in target]
-    for old, new in _blocks(source, target):
-        here = {position: own for position, axis in enumerate(old) if labels and (own := labels[axis]) is not None}
-        old_shape, new_shape = [source[a] for a in old], [target[a] for a in new]
-        if len(old) == len(new) == 1:
-            found[new[0]] += here.values()
-        elif len(new) == 1 and len(here) > 1 and all(bool((ids != ids[0]).any()) for ids in here.values()):
-            found[new[0]].append(_merged(ledger, here, old_shape))
-        else:
-            for position, ids in here.items():
-                block = _along(ids, position, old_shape).expand(old_shape).reshape(new_shape)
-                for place, factor in _factors(ledger, call, block):
-                    found[new[place]].append(factor)
-    return tuple(ledger.merge(vectors) if vectors else None for vectors in found)
+    found: list[Tensor | None] = [None for _ in target]
+    for old, new in _blocks(source, target) if labels else ():
+        here = {position: own for position, axis in enumerate(old) if (own := labels[axis]) is not None}
+        vectors = tuple(here.values())
+        before, after = tuple(source[axis] for axis in old), tuple(target[axis] for axis in new)
+        if len(vectors) == 1 and prod(before) == len(vectors[0]) and len(vectors[0]) in after:
+            found[new[after.index(len(vectors[0]))]] = vectors[0]  # as it was, but for axes of length 1
+        elif here:
+            make = partial(_viewed, ledger, call, here, before, after)
+            for place, ids in ledger.once(vectors, (*here, before, after), make):
+                found[new[place]] = ids
+    return tuple(found)
+
+
+def _viewed(
+    ledger: Ledger, call: Call, here: dict[int, Tensor], source: tuple[int, ...], target: tuple[int, ...]
+) -> list[tuple[int, Tensor]]:
+    """(axis, ids along it) of one block of axes, of which `here` have labels."""
+    if len(target) == 1 and len(here) > 1 and all(bool((ids != ids[0]).any()) for ids in here.values()):
+        return [(0, _merged(ledger, here, source))]
+    found: dict[int, list[Tensor]] = {}
+    for position, ids in here.items():
+        block = _along(ids, position, source).expand(source).reshape(target)
+        for axis, factor in _factors(ledger, call, block):
+            found.setdefault(axis, []).append(factor)
+    return [(axis, ledger.merge(vectors)) for axis, vectors in found.items()]
 
 
 def _along(vector: Tensor, position: int, shape: Sequence[int]) -> Tensor:
@@ -201,10 +214,15 @@ def split(ledger: Ledger, call: Call) -> list[Labels]:
     elif ids is not None and len({part.shape[axis] for part in parts}) > 1:
         pieces = [part if len(part) > 1 else None for part in ids.split([part.shape[axis] for part in parts])]
     elif ids is not None:
-        slots = ids.reshape(len(parts), -1)
-        ledger.tie(slots[:1], slots, call.place)
-        pieces = [slot if len(slot) > 1 else None for slot in slots.unbind()]
+        slots = ledger.once([ids], len(parts), lambda: _slots(ledger, call, ids, len(parts)))
+        pieces = [slot if len(slot) > 1 else None for slot in slots]
     return [(*labels[:axis], piece, *labels[axis + 1 :]) for piece in pieces]
+
+
+def _slots(ledger: Ledger, call: Call, ids: Tensor, parts: int) -> Sequence[Tensor]:
+    slots = ids.reshape(parts, -1)
+    ledger.tie(slots[:1], slots, call.place)
+    return slots.unbind()
 
 
 def unbind(ledger: Ledger, call: Call) -> list[Labels]:
