@@ -19,6 +19,7 @@ from hfp.labels import Ask
 from hfp.opened import OPENED, attention, unscaled_scores
 from hfp.operands import Operand, find
 from hfp.position import Site
+from hfp.rules.call import values_in
 from hfp.rules.own import Whole
 from hfp.sizes import SIZE_FREE_FUNCTIONS, axes_read, tells_size
 from hfp.watcher import Watcher, is_own, source_line
@@ -59,7 +60,7 @@ class Functions(TorchFunctionMode):
             if tells_size(func.__self__.__name__, out) and not is_own(frame := sys._getframe(1)):
                 self.watcher.tell_size(args[0], axes_read(frame))
             return out
-        if self.pretended:
+        if self.pretended and any(isinstance(value, torch.device) for value in values_in((args, kwargs))):
             args, kwargs = tree_map(self._actual, (args, kwargs))
         args, kwargs = self.watcher.to_meta((args, kwargs))
         if self.watcher.is_paused:  # inside a module that has a rule

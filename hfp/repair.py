@@ -59,7 +59,8 @@ class Repairs:
         self.unscaled: set[Any] = set()
         """Misfits in numbers that no scaling has made up for."""
         self.modules = {path: module for module, path in subject.names.modules.items()}
-        self.kept = [Repair(ids, attribute, sure=True) for ids, attribute in seen.told.values()]
+        told = {(id(ids), attribute): Repair(ids, attribute, sure=True) for ids, attribute in seen.told}
+        self.kept = list(told.values())
         self.trying: dict[tuple[Any, ...], tuple[str, Repair]] = {}
         self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
         self.met: set[tuple[Any, ...]] = set()

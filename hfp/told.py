@@ -70,7 +70,7 @@ def asked(function: str, args: Any) -> list[int]:
 
 
 def attributes_asked(function: str, args: Any, labels: Labels) -> Iterator[tuple[Tensor, tuple[str, str]]]:
-    """(ids along an axis, attribute that is asked to be its length) of a call that gives an output with these labels."""
+    """(ids along an axis, attribute that is asked to be its length) of a call whose output has these labels."""
     lengths = asked(function, args) if labels and function in ("view", "reshape", "unflatten") else ()
     if len(lengths) == len(labels):
         for ids, length in zip(labels, lengths, strict=True):

@@ -67,8 +67,8 @@ class Run:
     """Whether it mentions what says how many channels there are (see `hfp.sizes`)."""
     operands: list[Operand]
     """Arguments in which removed channels have to be hidden; their channels are ids of the ledger."""
-    told: dict[tuple[int, tuple[str, str]], tuple[Tensor, tuple[str, str]]] = field(default_factory=dict)
-    """(ids along an axis, (module, attribute) that was asked to be its length), by the identity of the ids."""
+    told: list[tuple[Tensor, tuple[str, str]]] = field(default_factory=list)
+    """(ids along an axis, (module, attribute) that was asked to be its length)."""
 
     def training_shows_all(self) -> bool:
         """Whether every function that was called on channels in evaluation mode was so in training, by the same code.
@@ -95,8 +95,8 @@ class NeedsValues(ValueError):
 
 def needs_values(error: Exception) -> bool:
     """Whether this is what PyTorch says when it is to read a value off a shape."""
-    told = re.search("meta (tensor|device)|no fake impl", str(error).lower())
-    return isinstance(error, NotImplementedError) or told is not None
+    told = "meta (tensor|device)|no fake impl"
+    return isinstance(error, NotImplementedError) or re.search(told, str(error).lower()) is not None
 
 
 @dataclass(frozen=True)
@@ -254,8 +254,7 @@ def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called], se
             rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             calls[site] = Called(len(taken), outs, rest, spec, caller())
             if len(tensors) == 1:
-                asked = attributes_asked(site.function, args, watcher.labels(tensors[0]))
-                seen.told |= {(id(ids), attribute): (ids, attribute) for ids, attribute in asked}
+                seen.told += attributes_asked(site.function, args, watcher.labels(tensors[0]))
         return out
 
     return around

@@ -311,9 +311,9 @@ class _Trial:
         """(part, length) of a split for which other sizes were asked than are left of its parts."""
         axis %= len(called.outs[0][0])
         found = []
-        for number, ((shape, labels, *_), asked) in enumerate(zip(called.outs, sizes, strict=True)):
+        for number, ((shape, labels, *_), size) in enumerate(zip(called.outs, sizes, strict=True)):
             wanted = [*self.cut.shape(shape, labels)]
-            given = [*wanted[:axis], asked, *wanted[axis + 1 :]]
+            given = [*wanted[:axis], size, *wanted[axis + 1 :]]
             found += [(number, extent) for extent in self._extents(shape, labels, wanted, given)]
         return found
 

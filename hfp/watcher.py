@@ -81,6 +81,7 @@ class Watcher(TorchDispatchMode):
         self.read: Tensor | None = None
         """The tensor whose size was read last."""
         self._paused = False
+        self._widths = {len(ids) for axes in ledger.axes.values() for ids in axes}
         # Keyed by identity; the tensor stands beside its entry so that no other can take its id while the run lasts.
         self._names = {id(tensor): (tensor, name) for name, tensor in shadows.items()}
         self._labels = {id(tensor): (tensor, ledger.labels(name)) for name, tensor in shadows.items()}
@@ -165,8 +166,7 @@ class Watcher(TorchDispatchMode):
 
     def _as_wide(self, made: list[Tensor]) -> bool:
         """Whether any length of these tensors, which are made from numbers, could be one of channels."""
-        lengths = {length for x in made for length in x.shape if length > 1}
-        return bool(lengths) and any(len(ids) in lengths for axes in self.ledger.axes.values() for ids in axes)
+        return any(length > 1 and length in self._widths for x in made for length in x.shape)
 
     def _apply(self, func: Any, args: Any, kwargs: Any, out: Any, place: Place, counted: bool) -> Place:
         """Let the rule of the operator speak; its place, with the source line if it pinned something."""
