@@ -58,7 +58,7 @@ def _index(steps: list[dis.Instruction]) -> int | slice | None:
     loads = takewhile(lambda s: s.opname.startswith("LOAD_") and type(s.argval) in (int, slice, type(None)), steps)
     constants = [step.argval for step in loads]
     names = ["[]" if s.opname == "BINARY_SUBSCR" or s.argrepr == "[]" else s.opname for s in steps[len(constants) :]]
-    if len(constants) == 1 and constants[0] is not None and names[0] == "[]":
+    if len(constants) == 1 and constants[0] is not None and names[:1] == ["[]"]:
         index: int | slice = constants[0]
         return index
     sliced = names[:1] == ["BINARY_SLICE"] or names[:2] == ["BUILD_SLICE", "[]"]

@@ -214,7 +214,7 @@ def split(ledger: Ledger, call: Call) -> list[Labels]:
     elif ids is not None and len({part.shape[axis] for part in parts}) > 1:
         pieces = [part if len(part) > 1 else None for part in ids.split([part.shape[axis] for part in parts])]
     elif ids is not None:
-        slots = ledger.once([ids], len(parts), lambda: _slots(ledger, call, ids, len(parts)))
+        slots = ledger.once([ids], ("split", len(parts)), lambda: _slots(ledger, call, ids, len(parts)))
         pieces = [slot if len(slot) > 1 else None for slot in slots]
     return [(*labels[:axis], piece, *labels[axis + 1 :]) for piece in pieces]
 
