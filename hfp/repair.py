@@ -72,8 +72,6 @@ class Repairs:
         self.met |= {misfit.key for misfit in found}
         # Where it is known which length does not follow, a repair is no guess: those first. The others may follow them.
         lengths = [misfit for misfit in found if misfit.extent is not None]
-        if any(map(_is_told, lengths)):  # what is neither an attribute nor as in the dense network is reckoned
-            lengths = [m for m in lengths if _is_told(m) or (m.extent and m.extent.found == m.extent.dense)]
         self._look_for_repairs(lengths, table)
         self.trying = self._choice(lengths)
         if not self.trying:
@@ -270,11 +268,6 @@ class Repairs:
                         known.add(key)
                         found.append(ids)
         return found
-
-
-def _is_told(misfit: Misfit) -> bool:
-    """Whether the length that does not follow is an attribute's."""
-    return misfit.extent is not None and isinstance(misfit.extent.found, Told)
 
 
 def _same_scaling(a: Repair, b: Repair) -> bool:

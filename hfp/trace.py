@@ -59,7 +59,10 @@ def _trace(subject: Subject, ignore: Ignored) -> ChannelTable:
     def table() -> ChannelTable:
         return build_table(repairs.applied(), repairs.operands(), subject.names.parameters, described)
 
-    found = misfits(subject, last := table(), seen)
+    found = misfits(subject, last := table(), seen, any_will_do=bool(repairs.kept))
+    if found and repairs.kept:  # what the labelled runs told is not enough: then one after the other, where it is asked
+        repairs.kept = []
+        found = misfits(subject, last := table(), seen)
     while found:  # every round tries a repair, or pins a channel at least
         if not repairs.next(found, last):
             seen.ledger.pins += pins_of(found, last)

@@ -117,7 +117,7 @@ class OwnCall(Call):
             value = attrgetter(name)(self.module)
         except AttributeError:
             value = None
-        if type(value) is not int:
+        if not isinstance(value, int) or isinstance(value, bool):
             raise OwnRuleError(
                 f"{self._rule} says that {type(self.module).__name__}.{name} is a length: it is no integer"
             )
