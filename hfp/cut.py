@@ -209,6 +209,9 @@ class CutLedger(Ledger):
             factors.append(torch.tensor([self.sets.number(members) for members in common], dtype=torch.long))
         return factors
 
+    def constant(self, labels: Tensor) -> Tensor:
+        return labels
+
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         if len(factors) == 1:
             return factors[0]
