@@ -74,7 +74,7 @@ def asked_from(subject: Subject, table: ChannelTable, seen: Run, attribute: str,
             set_size(module, attribute, get_size(module, attribute) + 1)
         trials = [_Trial(subject, seen, cut, training) for training in _modes(table, seen)]
         found = [misfit for trial in trials for misfit in trial.run()]
-        return {misfit.key for misfit in found if misfit.asked or misfit.numbers}
+        return {misfit.key for misfit in found if misfit.asked or misfit.numbers or misfit.extent is not None}
 
 
 def still_other(subject: Subject, table: ChannelTable, seen: Run, attribute: str, paths: Iterable[str]) -> set[Any]:
