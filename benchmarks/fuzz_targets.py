@@ -25,6 +25,7 @@ import hfp
 import models
 from hfp import checkpoint, files, foreign
 from hfp.experiment import loop
+from hfp.experiment.restore import amid
 from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import complete, open_run
 from hfp.origin import Wanted, compact
@@ -113,6 +114,7 @@ def resume(path: Path) -> None:
         )
     net = gated() if phase == "prune" else dense()
     run.restore(phase, net, optimizer_of(net))
+    run.amid(phase, torch.device("cpu"))
 
 
 @functools.cache
@@ -187,13 +189,16 @@ def corpus(folder: Path) -> dict[str, bytes]:
 
 
 def _run(folder: Path, phase: str) -> None:
-    """The folder of a run that has done one epoch of `phase`."""
+    """The folder of a run that has done one epoch of `phase`, and, in pruning, two steps of the next."""
     config = dataclasses.asdict(complete({"target_macs": 0.4, "image_size": 16}))
     run = RunFolder.create(folder, config)
     run.begin()
     net = gated() if phase == "prune" else dense()
     state = {"net": net.state_dict(), "optimizer": optimizer_of(net).state_dict()}
     also = {"build": TINY, "wrap": {**WRAP, "steps": 4}, "config": config}
+    if phase == "prune":
+        torch.manual_seed(0)
+        also["amid"] = amid(loop.Running(200, 2, 0.1, {"task_loss": torch.tensor(2.0)}), torch.device("cpu"))
     run.log({"phase": phase, "epoch": 1, "task_loss": 0.5, "seconds": 1.0})
     run.save({"phase": phase, "epoch": 1, **state, **also})
     (folder / "metrics.jsonl").write_text(json.dumps({"phase": phase, "epoch": 1, "seconds": 1.0}) + "\n")

@@ -210,6 +210,9 @@ class CutLedger(Ledger):
             factors.append(torch.tensor([self.sets.number(members) for members in common], dtype=torch.long))
         return factors
 
+    def constant(self, labels: Tensor) -> Tensor:
+        return labels
+
     def _product(self, factors: Sequence[Tensor]) -> Tensor:
         rows = zip(*(vector.tolist() for vector in factors), strict=True)
         return torch.tensor([self.sets.union(row) for row in rows], dtype=torch.long)

@@ -115,6 +115,10 @@ class Ledger:
     """(module, attribute) of an integer that no tensor tells, such as groups -> one id for each that it counts."""
     wide: list[Tensor] = field(default_factory=list)
     """Ids along axes that must stay longer than 1, since a squeeze would swallow them."""
+    constants: list[Tensor] = field(default_factory=list)
+    """Ids of constants that stand beside channels, see `constant`."""
+    told: bool = False
+    """Whether the model's code tells operators, among numbers that are no sizes, how many channels there are."""
     macs: list[Term] = field(default_factory=list)
     ptflops: list[Term] | None = None
     """What ptflops' default backend counts; None where it fails on the network."""
@@ -134,6 +138,14 @@ class Ledger:
         """(count,) new ids."""
         self.size += count
         return torch.arange(self.size - count, self.size)
+
+    def constant(self, labels: Tensor) -> Tensor:
+        """Ids in the place of ANY, where what is alike all along (a first state of zeros) is joined to channels.
+
+        There its length counts, and has to follow those of whatever it will be tied to.
+        """
+        self.constants.append(self.fresh(len(labels)))
+        return self.constants[-1]
 
     def roots(self) -> Tensor:
         """Id -> the smallest id that it is tied to."""

@@ -44,6 +44,10 @@ class Misfit:
     """Whether it is the numbers that differ, not a shape or a channel."""
     asked: bool = False
     """Whether the length stands among the arguments of the function."""
+    at: int = 0
+    """How many steps of the dense run had been done likewise."""
+    ends: bool = False
+    """Whether the model's code failed there, so that nothing is known of what comes after it."""
     scalings: tuple[Operand, ...] = ()
     """Where another factor is all that differs: how the gated network would have to scale likewise, the likeliest
     first."""

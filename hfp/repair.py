@@ -61,7 +61,7 @@ class Repairs:
         self.modules = {path: module for module, path in subject.names.modules.items()}
         told = {(id(ids), attribute): Repair(ids, attribute, sure=True) for ids, attribute in seen.told}
         self.kept = list(told.values())
-        self.trying: dict[tuple[Any, ...], tuple[str, Repair]] = {}
+        self.trying: dict[tuple[Any, ...], tuple[Misfit, Repair]] = {}
         self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
         self.met: set[tuple[Any, ...]] = set()
         """All misfits so far."""
@@ -95,15 +95,16 @@ class Repairs:
         self.left |= {key: iter(scalings[key][:MOST] + some[:MOST]) for key, some in every.items()}
 
     def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> None:
-        """Of what was tried: what is asked for there, or helped while nothing else went wrong for it."""
+        """Of what was tried: what is asked for there, or helped while nothing else went wrong for it, or before it."""
         wrong = {misfit.key for misfit in found}
-        for key, (module, repair) in self.trying.items():
-            alone = repair.scaling is not None or not any(_within(misfit.place.module, module) for misfit in new)
-            if repair.sure or (key not in wrong and alone):
+        for key, (tried, repair) in self.trying.items():
+            further = tried.ends and all(misfit.at > tried.at for misfit in new)
+            alone = not any(_within(misfit.place.module, tried.place.module) for misfit in new)
+            if repair.sure or (key not in wrong and (further or alone or repair.scaling is not None)):
                 self.kept.append(repair)
 
-    def _choice(self, found: Sequence[Misfit]) -> dict[tuple[Any, ...], tuple[str, Repair]]:
-        """The next repair of each misfit that has one left, and the module that it is for."""
+    def _choice(self, found: Sequence[Misfit]) -> dict[tuple[Any, ...], tuple[Misfit, Repair]]:
+        """The next repair of each misfit that has one left."""
         used = {repair.key() for repair in self.kept}
         told = self.refused | {r.attribute for r in self.kept if r.sure and r.attribute is not None}
         chosen = {}
@@ -112,7 +113,7 @@ class Repairs:
             repair = next((repair for repair in left if repair.key() not in used), None)
             if repair is not None:
                 used.add(repair.key())
-                chosen[misfit.key] = misfit.place.module, repair
+                chosen[misfit.key] = misfit, repair
                 self.kept = [other for other in self.kept if not _same_scaling(other, repair)]
         return chosen
 
@@ -230,7 +231,7 @@ class Repairs:
     def _candidates(self, misfit: Misfit, table: ChannelTable) -> Iterator[Repair]:
         extent = misfit.extent
         if extent is None:
-            for ids in self._seen_in(misfit.place.module, table):
+            for ids in (*misfit.touched, *self._seen_in(misfit.place.module, table)):
                 yield from self._attributes(misfit.place.module, ids)
         elif isinstance(extent.found, Told):
             yield Repair(extent.ids, extent.found.attribute, sure=True)

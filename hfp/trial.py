@@ -34,7 +34,7 @@ from hfp.rules.mixers import MIXERS
 from hfp.surgery import get_size, resize, set_size
 from hfp.told import asked
 from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
-from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, line_of, source_line
+from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, is_bug, line_of, module_of, source_line
 
 _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
 """Whether a reshape copies depends on strides, and so on lengths of 1: never compared."""
@@ -74,7 +74,7 @@ def asked_from(subject: Subject, table: ChannelTable, seen: Run, attribute: str,
             set_size(module, attribute, get_size(module, attribute) + 1)
         trials = [_Trial(subject, seen, cut, training) for training in _modes(table, seen)]
         found = [misfit for trial in trials for misfit in trial.run()]
-        return {misfit.key for misfit in found if misfit.asked or misfit.numbers}
+        return {misfit.key for misfit in found if misfit.asked or misfit.numbers or misfit.extent is not None}
 
 
 def still_other(subject: Subject, table: ChannelTable, seen: Run, attribute: str, paths: Iterable[str]) -> set[Any]:
@@ -115,6 +115,7 @@ class _Trial:
     def __init__(self, subject: Subject, seen: Run, cut: Cut, training: bool) -> None:
         self.subject, self.cut, self.training = subject, cut, training
         self.dense, self.calls = seen.steps[training], seen.calls[training]
+        self.constants = seen.ledger.constants
         self.real = seen.real
         self.shadows = cut.shadows(subject.names.tensors)
         self.scalings = {o.site: o for o in cut.table.operands if o.how == "power" and o.training == training}
@@ -142,17 +143,24 @@ class _Trial:
         except RuleError:
             raise
         except Exception as error:
+            if is_bug(error):
+                raise
             # No function of PyTorch failed: the code itself did, likely for a size that it has read.
-            self._misfit(self._expected(), f"fails ({first_line(error)})", line=line_of(error), touched=self._read())
+            path = module_of(error, self.subject.names.modules)
+            how, line, touched = f"fails ({first_line(error)})", line_of(error), self._read()
+            self._misfit(self._expected(), how, path=path, line=line, touched=touched, ends=True)
         return self.found
 
     def _read(self) -> tuple[Tensor, ...]:
-        """The ids of the channels of which the size was read last: of their whole groups, the rest is cut here."""
+        """The axes of which the size was read last, and the ids of their whole groups."""
         table = self.cut.table
         labels = [ids for ids in self.watcher.labels(self.watcher.read) if ids is not None]
+        dense = [ids for step in reversed(self.dense[: self.at]) for ids in reversed(step.touched)]
+        axes = (next((ids for ids in dense if torch.equal(self.cut.left(ids), own)), None) for own in reversed(labels))
         left = {channel for ids in labels for row in self.cut.sets.rows(ids.tolist()) for channel in row}
         channels = [table.groups[number].channels for number in table.group_of[sorted(left)].unique().tolist()]
-        return ((torch.isin(table.channel_of, torch.cat(channels)).nonzero().flatten()),) if channels else ()
+        whole = ((torch.isin(table.channel_of, torch.cat(channels)).nonzero().flatten()),) if channels else ()
+        return (*(ids for ids in axes if ids is not None), *whole)
 
     def _expected(self) -> Step | None:
         """The next step of the dense run that matters."""
@@ -216,7 +224,7 @@ class _Trial:
         left = self.cut.left(ids)
         if found is None or not self.cut.alive(left):
             return len(left) == 1 or not self.cut.alive(left)
-        return found is left or torch.equal(left, found.clamp_min(FIXED))
+        return found is left or torch.equal(left, found) or torch.equal(left, torch.where(found == ANY, left, found))
 
     def _around(self, site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
         """The function's output, or what should have come out."""
@@ -299,8 +307,9 @@ class _Trial:
                 replace(misfit, key=(site, number, extent.axis), extent=extent, asked=True) for number, extent in parts
             ]
             return told or [replace(misfit, key=(site,))]
+        mixes = self.at < len(self.dense) and self.dense[self.at].operator in MIXERS  # given strides, not sizes
         shape, labels = called.outs[0][:2]
-        given = asked(site.function, args) if len(called.outs) == 1 else []
+        given = asked(site.function, args) if len(called.outs) == 1 and not mixes else []
         extents = self._extents(shape, labels, self.cut.shape(shape, labels), given)
         known = extents or ([misfit.extent] if misfit.extent else [])
         return [replace(misfit, key=(site, e.axis), extent=e, asked=bool(extents)) for e in known] or [
@@ -342,11 +351,19 @@ class _Trial:
         if not (len(dense) == len(labels) == len(predicted) == len(found)):
             return []
         extents = [
-            Extent(axis, ids, length, want, got, self._followed(ids, got) if got != length else ())
+            extent
             for axis, (ids, length, want, got) in enumerate(zip(labels, dense, predicted, found, strict=True))
             if ids is not None and got not in (want, -1) and (counted or not bool((ids == ANY).all()))
+            for extent in self._constants(axis, ids, got - want)
+            or [Extent(axis, ids, length, want, got, self._followed(ids, got) if got != length else ())]
         ]
         return [extent for extent in extents if extent.found == extent.dense] or extents  # the others may follow these
+
+    def _constants(self, axis: int, ids: Tensor, more: int) -> list[Extent]:
+        """The constants along an axis that is longer than predicted, if that is since they are as long as before."""
+        within = [own for own in self.constants if bool(torch.isin(own, ids).all())]
+        extents = [Extent(axis, own, len(own), self.cut.length(own), len(own), ()) for own in within]
+        return extents if sum(extent.found - extent.predicted for extent in extents) == more else []
 
     def _followed(self, ids: Tensor, found: int) -> tuple[Tensor, ...]:
         """Labels that are as many as `ids`, and of which `found` are left; those met last come first."""
@@ -363,16 +380,29 @@ class _Trial:
         dense: Step | None,
         how: str,
         extent: Extent | None = None,
+        path: str = "",
         line: str = "",
         touched: tuple[Tensor, ...] = (),
+        ends: bool = False,
         numbers: bool = False,
         scalings: tuple[Operand, ...] = (),
     ) -> None:
         place = (dense or self.dense[-1]).place
-        place = Place(place.operator, self.watcher.position.path or place.module, line or source_line() or place.line)
+        path = path or self.watcher.position.path or place.module
+        place = Place(place.operator, path, line or source_line() or place.line)
         axis = None if extent is None else extent.axis
         self.found.append(
-            Misfit((place, axis), how, place, touched or self._blamed(), extent, numbers, scalings=scalings)
+            Misfit(
+                (place, axis),
+                how,
+                place,
+                touched or self._blamed(),
+                extent,
+                numbers,
+                at=self.at,
+                ends=ends,
+                scalings=scalings,
+            )
         )
 
     def _blamed(self) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -275,6 +275,20 @@ def line_of(error: Exception) -> str:
     """Where in the user's own code an error came from."""
     own = [entry for entry in traceback.walk_tb(error.__traceback__) if not _is_library(entry[0])]
     return f"{Path(own[-1][0].f_code.co_filename).name}:{own[-1][1]}" if own else ""
+
+
+def is_bug(error: Exception) -> bool:
+    """Whether it is the code of hfp that is wrong, and not what it runs."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    mine = last.f_code.co_filename.startswith(_OWN)
+    return mine and isinstance(error, (AssertionError, AttributeError, NameError, KeyError))
+
+
+def module_of(error: Exception, names: Mapping[nn.Module, str]) -> str:
+    """The module in whose code an error came up."""
+    called = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    paths = [names[owner] for owner in called if isinstance(owner, nn.Module) and owner in names]
+    return paths[-1] if paths else ""
 
 
 @cache

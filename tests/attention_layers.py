@@ -355,6 +355,15 @@ def decoder_layer_normed_first() -> Net:
 # ---------------------------------------------------------------------------------------------- whole transformers
 
 
+@specimen(shapes=TOKENS, least="embed head.weight/1 " + " ".join(f"mix.encoder.layers.{n}.linear2" for n in (0, 1)))
+def transformer_with_learned_queries() -> Net:
+    """As in DETR. PyTorch's module looks at the width itself, and fails if it is not the one it was told."""
+    run = lambda net, x: net.mix(net.embed(x), net.queries.expand(x.shape[0], -1, -1))  # noqa: E731
+    mix = nn.Transformer(12, 4, 2, 2, 10, 0.0, batch_first=True)
+    return Net(lambda net, x: net.head(run(net, x)), embed=nn.Linear(7, 12), mix=mix, head=nn.Linear(12, 6),
+               queries=parameter(1, 5, 12))  # fmt: skip
+
+
 class Block(nn.Module):
     """Pre-norm block of a vision transformer; `gated` makes the MLP a SwiGLU and the norms RMSNorm."""
 

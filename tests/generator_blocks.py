@@ -138,6 +138,37 @@ def recurrent_cell(draw: Draw) -> nn.Module:
     return Net(run, cell=cell, out=nn.Linear(cell.hidden_size, draw.width))
 
 
+def remembered(draw: Draw) -> nn.Module:
+    """A recurrence by hand over four quarters of the rows: what comes in is joined to a state, of zeros at first."""
+    state = draw.new_width()
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = torch.zeros(x.shape[0], net.state, x.shape[2] // 4, x.shape[3], dtype=x.dtype, device=x.device)
+        for part in x.split(x.shape[2] // 4, 2)[:4]:
+            z, c = net.gates(torch.cat((part, h) if net.first else (h, part), 1)).chunk(2, 1)
+            h = h + z.sigmoid() * (c.tanh() - h)
+        return x + net.out(h).mean((2, 3), keepdim=True)
+
+    return Net(
+        run,
+        state=state,
+        first=draw.random.random() < 0.5,
+        gates=nn.Conv2d(draw.width + state, 2 * state, 1),
+        out=nn.Conv2d(state, draw.width, 1),
+    )
+
+
+def blurred(draw: Draw) -> nn.Module:
+    """A filter for each channel, or one for all, given to a function with the number of channels."""
+    runs: tuple[Run, ...] = (
+        lambda net, x: F.conv2d(x, net.filter, padding=1, groups=net.channels),
+        lambda net, x: F.conv2d(x, net.filter, padding=1, groups=x.shape[1]),
+        lambda net, x: F.conv2d(x, net.filter[:1].repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1]),
+        lambda net, x: F.conv2d(x, net.filter[:1].expand(x.shape[1], -1, -1, -1), padding=1, groups=x.shape[1]),
+    )
+    return Net(draw.random.choice(runs), channels=draw.width, filter=parameter(draw.width, 1, 3, 3))
+
+
 def mixed_tokens(draw: Draw) -> nn.Module:
     """As in an MLP-mixer: linear layers along the places of a pooled image."""
     hidden = draw.new_width()
@@ -256,6 +287,7 @@ def constants(draw: Draw) -> nn.Module:
 MORE_BLOCKS = (
     attention, attention, attention, attention, packed_attention, windows, attention_over_pooled_channels,
     layer_norms, layer_norms, layer_norms, group_norms, group_norms, computed_weights, gated_unit, gated_unit,
-    gated_map, recurrent, recurrent, recurrent_cell, mixed_tokens, pixel_shuffled, shuffled_groups, split_and_shuffled,
+    gated_map, recurrent, recurrent, recurrent_cell, remembered, blurred, mixed_tokens,
+    pixel_shuffled, shuffled_groups, split_and_shuffled,
     part_by_part, ghosts, tied_code, one_attention_twice, refined, constants, constants,
 )  # fmt: skip

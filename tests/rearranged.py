@@ -17,6 +17,41 @@ AB = "a b.weight/1"
 SQUARE = ((4, 4, 4, 4),)
 """Batch, channels, height and width alike."""
 
+# ---------------------------------------------------------------------------------------------- each channel by itself
+
+
+@specimen(least=AB)
+def blur_of_as_many_channels_as_there_are() -> Net:
+    """As in antialiased networks: one filter, repeated in the forward."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        return net.b(F.conv2d(h, net.filter.repeat(h.shape[1], 1, 1, 1), stride=2, groups=h.shape[1]))
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4), filter=parameter(1, 1, 3, 3))
+
+
+@specimen(least=AB)
+def blur_of_an_expanded_filter() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = F.pad(net.a(x), (1, 1, 1, 1), mode="reflect")
+        return net.b(F.conv2d(h, net.filter.expand(h.size(1), -1, -1, -1), groups=h.size(1)))
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4), filter=parameter(1, 1, 3, 3))
+
+
+@specimen(least=AB + " filter/0")
+def blur_of_a_number_of_channels_that_is_told() -> Net:
+    run = lambda net, x: net.b(F.conv2d(net.a(x), net.filter, None, 2, 1, 1, net.channels))  # noqa: E731
+    return Net(run, a=conv(3, 6), b=conv(6, 4), filter=parameter(6, 1, 3, 3), channels=6)
+
+
+@specimen(pinned={"a.weight": ""})
+def blur_of_a_number_of_channels_in_the_code() -> Net:
+    run = lambda net, x: net.b(F.conv2d(net.a(x), net.filter, None, 2, 1, 1, 6))  # noqa: E731
+    return Net(run, a=conv(3, 6), b=conv(6, 4), filter=parameter(6, 1, 3, 3))
+
+
 # ---------------------------------------------------------------------------------------------- channels and space
 
 

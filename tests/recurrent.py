@@ -143,6 +143,42 @@ def recurrence_by_hand() -> Net:
     return Net(run, hidden=5, a=nn.Linear(7, 6), gates=nn.Linear(11, 20), b=nn.Linear(5, 4))
 
 
+class Cell(nn.Module):
+    """Says how many channels its state has, and makes the first one."""
+
+    def __init__(self, width: int, state: int) -> None:
+        super().__init__()
+        self.state = state
+        self.gates, self.candidate = conv(width + state, 2 * state), conv(width + state, state)
+
+    def first(self, x: Tensor) -> Tensor:
+        return torch.zeros(x.shape[0], self.state, *x.shape[2:], dtype=x.dtype, device=x.device)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        z, r = torch.split(self.gates(torch.cat([h, x], 1)).sigmoid(), self.state, 1)
+        return (1 - z) * h + z * self.candidate(torch.cat([r * h, x], 1)).tanh()
+
+
+GATES = "gates gates.weight/1 candidate candidate.weight/1"
+
+
+@specimen(
+    shapes=((2, 3, 3, 8, 8),), least=" ".join(f"{n}.{place}" for n in ("c", "d") for place in GATES.split()) + " a"
+)
+def recurrent_convolutions() -> Net:
+    """As in ConvGRU: the cell above makes its zeros in a method, called by the network."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        frames = net.a(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        h, s = net.c.first(frames[:, 0]), net.d.first(frames[:, 0])
+        for frame in frames.unbind(1):
+            h = net.c(frame, h)
+            s = net.d(h, s)
+        return net.b(s)
+
+    return Net(run, a=conv(3, 6), c=Cell(6, 5), d=Cell(5, 7), b=conv(7, 4))
+
+
 @specimen(shapes=([2, 7],), least=HIDDEN + " embed.weight/1 rnn.weight_ih_l0/1 rnn.weight_hh_l0_reverse/1")
 def tagger() -> Net:
     run = lambda net, x: net.b(net.rnn(net.embed(x))[0])  # noqa: E731

@@ -23,7 +23,6 @@ WHOLE = {
     "weights_of_three_dimensions": "weights of einsum in three dims are read, but not made, by a rule",
     "weights_of_three_dimensions_alike": "weights of einsum in three dims are read, but not made, by a rule",
     "grouped_convolution_and_group_norm": "groups of a convolution and of a norm are cut together",
-    "recurrence_by_hand": "zeros of a size that two attributes could be",
     "shuffle_unit": "half of the output is made by the last layer",
 }
 """What could be pruned and is not yet, and why: held to stay whole by a pin, never cut wrongly."""

@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from hfp.labels import ANY, FIXED, Labels, Ledger, anything
+from hfp.labels import ANY, FIXED, Labels, Ledger, anything, prunable
 from hfp.rules.call import Call, Rule, labelled, looked_up, stays_whole
 from hfp.rules.spatial import SPATIAL
 
@@ -283,13 +283,14 @@ def cat(ledger: Ledger, call: Call) -> Labels:
         elif all(vector is None for vector in ids):
             labels.append(None)
         else:
+            parts = [
+                torch.full((tensor.shape[axis],), FIXED) if vector is None else vector
+                for tensor, vector in zip(tensors, ids, strict=True)
+            ]
+            beside_channels = any(map(prunable, parts))
+            alike = [beside_channels and bool((part == ANY).all()) for part in parts]
             labels.append(
-                torch.cat(
-                    [
-                        torch.full((tensor.shape[axis],), FIXED) if vector is None else vector
-                        for tensor, vector in zip(tensors, ids, strict=True)
-                    ]
-                )
+                torch.cat([ledger.constant(part) if a else part for part, a in zip(parts, alike, strict=True)])
             )
     return tuple(labels)
 
