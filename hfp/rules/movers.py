@@ -9,7 +9,6 @@ follow.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from math import prod
 
 import torch
@@ -121,8 +120,7 @@ def view(ledger: Ledger, call: Call) -> Labels:
         if len(vectors) == 1 and prod(before) == len(vectors[0]) and len(vectors[0]) in after:
             found[new[after.index(len(vectors[0]))]] = vectors[0]  # as it was, but for axes of length 1
         elif here:
-            make = partial(_viewed, ledger, call, here, before, after)
-            for place, ids in ledger.once(vectors, (*here, before, after), make):
+            for place, ids in _viewed(ledger, call, here, before, after):
                 found[new[place]] = ids
     return tuple(found)
 
