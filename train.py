@@ -203,6 +203,8 @@ def measure(lab: Lab) -> dict[str, Any]:
 def networks(lab: Lab) -> dict[str, nn.Module]:
     """The networks of a finished run, from its files."""
     run = lab.run
+    if run.held.exists():
+        checkpoint.load_training(run.held)  # nothing else would notice that it is damaged
     baseline = lab.dense()
     checkpoint.load_weights(run.dense, baseline)
     gated = hfp.wrap(lab.dense(), **lab.wrap)

@@ -109,6 +109,18 @@ def test_a_checkpoint_of_a_run_with_a_floor_is_cut_where_it_stands(baseline: Pat
     assert torch.equal(record.keep, held["net"]["keep"])
 
 
+def test_a_state_that_held_the_floor_is_not_damaged_unnoticed(
+    baseline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, "--method", "ggp", "--accuracy-floor", "0.5", "--weights", str(baseline), *EPOCHS)
+    whole = (tmp_path / "held.safetensors").read_bytes()
+    (tmp_path / "held.safetensors").write_bytes(whole[:-8] + bytes(8))
+    assert train.main(["--resume", str(tmp_path)]) == 2
+    assert "held.safetensors is damaged" in capsys.readouterr().err
+    (tmp_path / "held.safetensors").unlink()
+    assert train.main(["--resume", str(tmp_path)]) == 0
+
+
 def test_with_a_target_too_the_floor_may_never_be_met(baseline: Path, tmp_path: Path) -> None:
     floor = ["--accuracy-floor", "0.1", "--target-macs", "0.6"]
     result = run(tmp_path, "--method", "ggp", *floor, "--weights", str(baseline), *EPOCHS)
