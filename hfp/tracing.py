@@ -231,6 +231,9 @@ def _state_sizes(names: Names, ledger: Ledger) -> None:
                 place = Place("state", path, "")
                 for other in columns[1:]:
                     ledger.tie(columns[0], other, place)
+                if not projected:  # each gate makes the whole state, though a run of one step does not show it
+                    for name in own:
+                        ledger.tie(ledger.axes[name][0].reshape(-1, len(columns[0])), columns[0], place)
                 if columns:
                     ledger.attributes[path, size] = columns[0]
                 if columns and kind == "weight_hr":
@@ -238,6 +241,7 @@ def _state_sizes(names: Names, ledger: Ledger) -> None:
                     # does, if a channel of it goes with each that it is projected to, since one of the others stays.
                     projection = ledger.axes[own[0]][0]
                     ledger.tie(columns[0][: len(projection)], projection, place)
+                    ledger.tie(ledger.attributes[path, "proj_size"], projection, place)
 
 
 _ONE = tree_flatten(None)[1]

@@ -143,6 +143,27 @@ def recurrence_by_hand() -> Net:
     return Net(run, hidden=5, a=nn.Linear(7, 6), gates=nn.Linear(11, 20), b=nn.Linear(5, 4))
 
 
+def one_step(rnn: nn.Module, out: int) -> Net:
+    """A sequence that is as short as can be: the state is not fed back."""
+    return Net(lambda net, x: net.b(net.rnn(net.a(x).mean(1, keepdim=True))[0]), a=nn.Linear(7, 6), rnn=rnn,
+               b=nn.Linear(out, 4))  # fmt: skip
+
+
+@specimen(shapes=ROWS, least=HIDDEN)
+def one_step_of_a_rnn() -> Net:
+    return one_step(nn.RNN(6, 5, batch_first=True), 5)
+
+
+@specimen(shapes=ROWS, least=HIDDEN)
+def one_step_of_a_gru() -> Net:
+    return one_step(nn.GRU(6, 5, batch_first=True), 5)
+
+
+@specimen(shapes=ROWS)
+def one_step_of_an_lstm_with_projection() -> Net:
+    return one_step(nn.LSTM(6, 5, proj_size=3, batch_first=True), 3)
+
+
 class Cell(nn.Module):
     """Says how many channels its state has, and makes the first one."""
 
