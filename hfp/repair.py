@@ -22,7 +22,8 @@ from hfp.misfit import Misfit
 from hfp.operands import Operand
 from hfp.position import Site
 from hfp.scaling import NOT_AT_ALL
-from hfp.told import Told, sizes
+from hfp.surgery import get_size
+from hfp.told import Reckoned, Told, sizes
 from hfp.tracing import Called, Run, Subject
 from hfp.trial import asked_from, still_other
 
@@ -88,7 +89,7 @@ class Repairs:
         """For those of the misfits that are new."""
         new = [misfit for misfit in found if misfit.key not in self.left]
         candidates = {misfit.key: list(self._candidates(misfit, table)) for misfit in new}
-        unsure = [m.key for m in new if m.asked and not any(repair.sure for repair in candidates[m.key])]
+        unsure = [m.key for m in new if _asks_for_a_guess(m) and not any(repair.sure for repair in candidates[m.key])]
         informed = self._informed({key: candidates[key] for key in unsure}, table)
         scalings = {m.key: [Repair(scaling.channels, scaling=scaling) for scaling in m.scalings] for m in new}
         every = {**candidates, **informed}
@@ -99,19 +100,20 @@ class Repairs:
         wrong = {misfit.key for misfit in found}
         for key, (tried, repair) in self.trying.items():
             further = tried.ends and all(misfit.at > tried.at for misfit in new)
-            alone = not any(_within(misfit.place.module, tried.place.module) for misfit in new)
+            lengths = [misfit for misfit in new if tried.extent is None or not misfit.numbers]  # numbers come later
+            alone = not any(_within(misfit.place.module, tried.place.module) for misfit in lengths)
             if repair.sure or (key not in wrong and (further or alone or repair.scaling is not None)):
                 self.kept.append(repair)
 
     def _choice(self, found: Sequence[Misfit]) -> dict[tuple[Any, ...], tuple[Misfit, Repair]]:
         """The next repair of each misfit that has one left."""
-        used = {repair.key() for repair in self.kept}
+        kept, used = {repair.key() for repair in self.kept}, set()
         told = self.refused | {r.attribute for r in self.kept if r.sure and r.attribute is not None}
         chosen = {}
         for misfit in found:
             left = (r for r in self.left[misfit.key] if r.sure or r.attribute is None or r.attribute not in told)
-            repair = next((repair for repair in left if repair.key() not in used), None)
-            if repair is not None:
+            repair = next((repair for repair in left if repair.key() not in kept), None)
+            if repair is not None and repair.key() not in used:  # else wait for what it does for another misfit
                 used.add(repair.key())
                 chosen[misfit.key] = misfit, repair
                 self.kept = [other for other in self.kept if not _same_scaling(other, repair)]
@@ -235,6 +237,8 @@ class Repairs:
                 yield from self._attributes(misfit.place.module, ids)
         elif isinstance(extent.found, Told):
             yield Repair(extent.ids, extent.found.attribute, sure=True)
+        elif isinstance(extent.found, Reckoned):
+            yield from self._made_of(extent.found, misfit, table)
         elif extent.found == extent.dense:
             yield from self._attributes(misfit.place.module, extent.ids)
         else:
@@ -244,6 +248,17 @@ class Repairs:
                 if as_long and misfit.key in self._asks(name, {path}, table):
                     yield Repair(extent.ids, repair.attribute, sure=True)
             yield from (Repair(extent.ids, others=others) for others in extent.followed)
+
+    def _made_of(self, number: Reckoned, misfit: Misfit, table: ChannelTable) -> Iterator[Repair]:
+        """The axes that one of the attributes may count of which a number is made."""
+        known = {repair.attribute: repair.ids for repair in self.kept}
+        for path, name in number.of:
+            value = get_size(self.modules[path], name)
+            for ids in (*misfit.touched, *self._seen_in(misfit.place.module, table)):
+                if len(ids) == value and (path, name) not in known:
+                    yield Repair(ids, (path, name))
+                elif len(ids) == value:
+                    yield Repair(ids, others=known[path, name])
 
     def _attributes(self, path: str, ids: Tensor) -> Iterator[Repair]:
         """Integers of the module, or of one around it, that are as large as the length is."""
@@ -269,6 +284,11 @@ class Repairs:
                         known.add(key)
                         found.append(ids)
         return found
+
+
+def _asks_for_a_guess(misfit: Misfit) -> bool:
+    """Whether a length is asked for that does not tell what it is made of."""
+    return misfit.asked and not (misfit.extent is not None and isinstance(misfit.extent.found, Reckoned))
 
 
 def _same_scaling(a: Repair, b: Repair) -> bool:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -22,17 +20,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from hfp import scaling
+from hfp.blame import Blame
 from hfp.channels import ChannelTable
 from hfp.cut import Cut, keeps
 from hfp.functions import Functions
-from hfp.labels import ANY, FIXED, Labels, Place, prunable
+from hfp.labels import ANY, Labels, Place
 from hfp.misfit import Extent, Misfit
 from hfp.operands import Operand
 from hfp.position import Position, Site
 from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
 from hfp.surgery import get_size, resize, set_size
-from hfp.told import asked
 from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, is_bug, line_of, module_of, source_line
 
@@ -115,7 +113,6 @@ class _Trial:
     def __init__(self, subject: Subject, seen: Run, cut: Cut, training: bool) -> None:
         self.subject, self.cut, self.training = subject, cut, training
         self.dense, self.calls = seen.steps[training], seen.calls[training]
-        self.constants = seen.ledger.constants
         self.real = seen.real
         self.shadows = cut.shadows(subject.names.tensors)
         self.scalings = {o.site: o for o in cut.table.operands if o.how == "power" and o.training == training}
@@ -127,8 +124,7 @@ class _Trial:
         # which lengths differ. What counts is its end.
         self.astray: tuple[str, Sequence[Extent]] | None = None
         self.found: list[Misfit] = []
-        self.met: dict[int, Tensor] = {}  # the labels of the first steps, so many are known, in the order of the last
-        self.known = 0
+        self.blame = Blame(cut, self.dense, seen.ledger.constants)
 
     def run(self) -> list[Misfit]:
         position = Position(self.subject.names.modules)
@@ -147,20 +143,11 @@ class _Trial:
                 raise
             # No function of PyTorch failed: the code itself did, likely for a size that it has read.
             path = module_of(error, self.subject.names.modules)
-            how, line, touched = f"fails ({first_line(error)})", line_of(error), self._read()
+            how, line = f"fails ({first_line(error)})", line_of(error)
+            read = [ids for ids in self.watcher.labels(self.watcher.read) if ids is not None]
+            touched = self.blame.read(self.at, read)  # the axes of which the size was read last
             self._misfit(self._expected(), how, path=path, line=line, touched=touched, ends=True)
         return self.found
-
-    def _read(self) -> tuple[Tensor, ...]:
-        """The axes of which the size was read last, and the ids of their whole groups."""
-        table = self.cut.table
-        labels = [ids for ids in self.watcher.labels(self.watcher.read) if ids is not None]
-        dense = [ids for step in reversed(self.dense[: self.at]) for ids in reversed(step.touched)]
-        axes = (next((ids for ids in dense if torch.equal(self.cut.left(ids), own)), None) for own in reversed(labels))
-        left = {channel for ids in labels for row in self.cut.sets.rows(ids.tolist()) for channel in row}
-        channels = [table.groups[number].channels for number in table.group_of[sorted(left)].unique().tolist()]
-        whole = ((torch.isin(table.channel_of, torch.cat(channels)).nonzero().flatten()),) if channels else ()
-        return (*(ids for ids in axes if ids is not None), *whole)
 
     def _expected(self) -> Step | None:
         """The next step of the dense run that matters."""
@@ -213,7 +200,7 @@ class _Trial:
             counted = dense.operator in MIXERS or dense.own
             if not _fits(shape, predicted, () if counted else dense_labels):
                 how = f"gets the shape {tuple(shape)} from {step.operator}, where {tuple(predicted)} is left"
-                return how, self._extents(dense_shape, dense_labels, predicted, shape, counted)
+                return how, self.blame.extents(self.at, dense_shape, dense_labels, predicted, shape, counted)
             for axis, ids in enumerate(dense_labels):
                 if ids is not None and not self._same(ids, labels[axis] if labels else None):
                     return f"gets other channels from {step.operator}", ()
@@ -286,45 +273,18 @@ class _Trial:
                 ):
                     return None  # what has no channels may have any shape
                 how = f"gives the shape {tuple(tensor.shape)}, where {tuple(predicted)} is left"
-                return how, self._extents(dense, labels, predicted, tensor.shape)
+                return how, self.blame.extents(self.at, dense, labels, predicted, tensor.shape)
         return None
 
     def _instead(self, site: Site, called: Called, args: Any, kwargs: Any, before: int) -> Any:
         """What should have come out."""
         self.found[before:] = [
-            told for misfit in self.found[before:] for told in self._told(misfit, site, called, args, kwargs)
+            told
+            for misfit in self.found[before:]
+            for told in self.blame.by_length(misfit, self.at, site, called, args, kwargs)
         ]
         self.at = called.end
         return self._replaced(called)
-
-    def _told(self, misfit: Misfit, site: Site, called: Called, args: Any, kwargs: Any) -> list[Misfit]:
-        """The same misfit, one for each length that the call asks for and that does not follow."""
-        if misfit.scalings:
-            return [replace(misfit, key=(site, misfit.scalings[0].power == scaling.NOT_AT_ALL))]
-        if site.function in ("split", "split_with_sizes") and len(args) > 1 and isinstance(args[1], (list, tuple)):
-            parts = self._parts(called, args[1], args[2] if len(args) > 2 else kwargs.get("dim", 0))
-            told = [
-                replace(misfit, key=(site, number, extent.axis), extent=extent, asked=True) for number, extent in parts
-            ]
-            return told or [replace(misfit, key=(site,))]
-        mixes = self.at < len(self.dense) and self.dense[self.at].operator in MIXERS  # given strides, not sizes
-        shape, labels = called.outs[0][:2]
-        given = asked(site.function, args) if len(called.outs) == 1 and not mixes else []
-        extents = self._extents(shape, labels, self.cut.shape(shape, labels), given)
-        known = extents or ([misfit.extent] if misfit.extent else [])
-        return [replace(misfit, key=(site, e.axis), extent=e, asked=bool(extents)) for e in known] or [
-            replace(misfit, key=(site,))
-        ]
-
-    def _parts(self, called: Called, sizes: Sequence[int], axis: int) -> list[tuple[int, Extent]]:
-        """(part, length) of a split for which other sizes were asked than are left of its parts."""
-        axis %= len(called.outs[0][0])
-        found = []
-        for number, ((shape, labels, *_), size) in enumerate(zip(called.outs, sizes, strict=True)):
-            wanted = [*self.cut.shape(shape, labels)]
-            given = [*wanted[:axis], size, *wanted[axis + 1 :]]
-            found += [(number, extent) for extent in self._extents(shape, labels, wanted, given)]
-        return found
 
     def _replaced(self, called: Called) -> Any:
         """New tensors of the shapes that are left, in the memory order of the dense ones."""
@@ -338,42 +298,6 @@ class _Trial:
             leaves.append(tensor)
         tensors = iter(leaves)
         return tree_unflatten([next(tensors, None) if leaf is None else leaf for leaf in called.leaves], called.spec)
-
-    def _extents(
-        self,
-        dense: Sequence[int],
-        labels: Labels,
-        predicted: Sequence[int],
-        found: Sequence[int],
-        counted: bool = False,
-    ) -> list[Extent]:
-        """The labelled lengths that are not the predicted ones; -1 stands for whatever is left."""
-        if not (len(dense) == len(labels) == len(predicted) == len(found)):
-            return []
-        extents = [
-            extent
-            for axis, (ids, length, want, got) in enumerate(zip(labels, dense, predicted, found, strict=True))
-            if ids is not None and got not in (want, -1) and (counted or not bool((ids == ANY).all()))
-            for extent in self._constants(axis, ids, got - want)
-            or [Extent(axis, ids, length, want, got, self._followed(ids, got) if got != length else ())]
-        ]
-        return [extent for extent in extents if extent.found == extent.dense] or extents  # the others may follow these
-
-    def _constants(self, axis: int, ids: Tensor, more: int) -> list[Extent]:
-        """The constants along an axis that is longer than predicted, if that is since they are as long as before."""
-        within = [own for own in self.constants if bool(torch.isin(own, ids).all())]
-        extents = [Extent(axis, own, len(own), self.cut.length(own), len(own), ()) for own in within]
-        return extents if sum(extent.found - extent.predicted for extent in extents) == more else []
-
-    def _followed(self, ids: Tensor, found: int) -> tuple[Tensor, ...]:
-        """Labels that are as many as `ids`, and of which `found` are left; those met last come first."""
-        for step in self.dense[self.known : self.at + 1]:
-            for other in reversed(step.touched):
-                self.met.pop(id(other), None)
-                self.met[id(other)] = other
-        self.known = max(self.known, self.at)  # the next step may be met again
-        alike = (other for other in reversed(self.met.values()) if other is not ids and len(other) == len(ids))
-        return tuple(islice((other for other in alike if self.cut.length(other) == found), 4))
 
     def _misfit(
         self,
@@ -396,7 +320,7 @@ class _Trial:
                 (place, axis),
                 how,
                 place,
-                touched or self._blamed(),
+                touched or self.blame.meeting(self.at),
                 extent,
                 numbers,
                 at=self.at,
@@ -404,15 +328,6 @@ class _Trial:
                 scalings=scalings,
             )
         )
-
-    def _blamed(self) -> tuple[Tensor, ...]:
-        """The labels at the next step, or the last one before it, at which some can still be cut."""
-        channels = self.cut.table.channel_of
-        for step in reversed(self.dense[: self.at + 1]):
-            touched = tuple(ids for ids in reversed(step.touched) if prunable(channels[ids[ids >= 0]]))
-            if touched:
-                return touched
-        return ((channels != FIXED).nonzero().flatten(),)
 
 
 def _operator(step: Step) -> str:

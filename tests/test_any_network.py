@@ -22,7 +22,6 @@ ALL = {**ATTENTION, **LAYERS, **NORMALISERS, **RECURRENT, **REARRANGED}
 WHOLE = {
     "weights_of_three_dimensions": "weights of einsum in three dims are read, but not made, by a rule",
     "weights_of_three_dimensions_alike": "weights of einsum in three dims are read, but not made, by a rule",
-    "sequence_first_alike": "a batch as large as the heads is told apart only sometimes",
     "grouped_convolution_and_group_norm": "groups of a convolution and of a norm are cut together",
     "shuffle_unit": "half of the output is made by the last layer",
 }

@@ -1,0 +1,117 @@
+"""What is to blame where a cut network does something else: the lengths that do not follow, or the labels that meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfp import scaling
+from hfp.cut import Cut
+from hfp.labels import ANY, FIXED, Labels, prunable
+from hfp.misfit import Extent, Misfit
+from hfp.position import Site
+from hfp.rules.mixers import MIXERS
+from hfp.told import asked, parts_asked
+from hfp.tracing import Called
+from hfp.watcher import Step
+
+
+class Blame:
+    """Looks into the record of a dense run for what is to blame in a cut one."""
+
+    def __init__(self, cut: Cut, dense: Sequence[Step], constants: Sequence[Tensor]) -> None:
+        self.cut, self.dense, self.constants = cut, dense, constants
+        self.met: dict[int, Tensor] = {}
+        """The labels of the first `known` steps, in the order in which they were met last."""
+        self.known = 0
+
+    def meeting(self, at: int) -> tuple[Tensor, ...]:
+        """The labels at this step, or the last one before it, at which some can still be cut."""
+        channels = self.cut.table.channel_of
+        for step in reversed(self.dense[: at + 1]):
+            touched = tuple(ids for ids in reversed(step.touched) if prunable(channels[ids[ids >= 0]]))
+            if touched:
+                return touched
+        return ((channels != FIXED).nonzero().flatten(),)
+
+    def read(self, at: int, labels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The axes whose labels, in the cut network, are these, and the ids of their whole groups."""
+        table = self.cut.table
+        dense = [ids for step in reversed(self.dense[:at]) for ids in reversed(step.touched)]
+        axes = (next((ids for ids in dense if torch.equal(self.cut.left(ids), own)), None) for own in reversed(labels))
+        left = {channel for ids in labels for row in self.cut.sets.rows(ids.tolist()) for channel in row}
+        channels = [table.groups[number].channels for number in table.group_of[sorted(left)].unique().tolist()]
+        whole = ((torch.isin(table.channel_of, torch.cat(channels)).nonzero().flatten()),) if channels else ()
+        return (*(ids for ids in axes if ids is not None), *whole)
+
+    def by_length(
+        self, misfit: Misfit, at: int, site: Site, called: Called, args: Any, kwargs: dict[str, Any]
+    ) -> list[Misfit]:
+        """The same misfit of a function, one for each length that the call asks for and that does not follow."""
+        if misfit.scalings:
+            return [replace(misfit, key=(site, misfit.scalings[0].power == scaling.NOT_AT_ALL))]
+        if (parts := parts_asked(site.function, args, kwargs, len(called.outs))) is not None:
+            return [
+                replace(misfit, key=(site, number, extent.axis), extent=extent, asked=True)
+                for number, extent in self._parts(called, at, *parts)
+            ] or [replace(misfit, key=(site,))]
+        mixes = at < len(self.dense) and self.dense[at].operator in MIXERS  # given strides, not sizes
+        shape, labels = called.outs[0][:2]
+        given = asked(site.function, args) if len(called.outs) == 1 and not mixes else []
+        extents = self.extents(at, shape, labels, self.cut.shape(shape, labels), given)
+        known = extents or ([misfit.extent] if misfit.extent else [])
+        return [replace(misfit, key=(site, e.axis), extent=e, asked=bool(extents)) for e in known] or [
+            replace(misfit, key=(site,))
+        ]
+
+    def _parts(self, called: Called, at: int, sizes: Sequence[int], axis: int) -> list[tuple[int, Extent]]:
+        """(part, length) of a split for which other sizes were asked than are left of its parts."""
+        axis %= len(called.outs[0][0])
+        found = []
+        for number, ((shape, labels, *_), size) in enumerate(zip(called.outs, sizes, strict=False)):
+            wanted = [*self.cut.shape(shape, labels)]
+            given = [*wanted[:axis], size, *wanted[axis + 1 :]]
+            found += [(number, extent) for extent in self.extents(at, shape, labels, wanted, given)]
+        return found
+
+    def extents(
+        self,
+        at: int,
+        dense: Sequence[int],
+        labels: Labels,
+        predicted: Sequence[int],
+        found: Sequence[int],
+        counted: bool = False,
+    ) -> list[Extent]:
+        """The labelled lengths that are not the predicted ones; -1 stands for whatever is left."""
+        if not (len(dense) == len(labels) == len(predicted) == len(found)):
+            return []
+        extents = [
+            extent
+            for axis, (ids, length, want, got) in enumerate(zip(labels, dense, predicted, found, strict=True))
+            if ids is not None and got not in (want, -1) and (counted or not bool((ids == ANY).all()))
+            for extent in self._constants(axis, ids, got - want)
+            or [Extent(axis, ids, length, want, got, self._followed(at, ids, got) if got != length else ())]
+        ]
+        return [extent for extent in extents if extent.found == extent.dense] or extents  # the others may follow these
+
+    def _constants(self, axis: int, ids: Tensor, more: int) -> list[Extent]:
+        """The constants along an axis that is longer than predicted, if that is since they are as long as before."""
+        within = [own for own in self.constants if bool(torch.isin(own, ids).all())]
+        extents = [Extent(axis, own, len(own), self.cut.length(own), len(own), ()) for own in within]
+        return extents if sum(extent.found - extent.predicted for extent in extents) == more else []
+
+    def _followed(self, at: int, ids: Tensor, found: int) -> tuple[Tensor, ...]:
+        """Labels that are as many as `ids`, and of which `found` are left; those met last come first."""
+        for step in self.dense[self.known : at + 1]:
+            for other in reversed(step.touched):
+                self.met.pop(id(other), None)
+                self.met[id(other)] = other
+        self.known = max(self.known, at)  # the next step may be met again
+        alike = (other for other in reversed(self.met.values()) if other is not ids and len(other) == len(ids))
+        return tuple(islice((other for other in alike if self.cut.length(other) == found), 4))
