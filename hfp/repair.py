@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfp.attributes import get_size
 from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Ledger, Pin
 from hfp.misfit import Misfit
 from hfp.operands import Operand
 from hfp.position import Site
 from hfp.scaling import NOT_AT_ALL
-from hfp.surgery import get_size
 from hfp.told import Reckoned, Told, sizes
 from hfp.tracing import Called, Run, Subject
 from hfp.trial import asked_from, still_other

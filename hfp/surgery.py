@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
 from hfp.attention import MultiheadAttention
+from hfp.attributes import set_size
 from hfp.chance import NoChance
 from hfp.copies import copied
 from hfp.inputs import Arguments
@@ -104,24 +105,6 @@ def resize(model: nn.Module, table: ChannelTable, stays: Tensor, tensors: dict[s
 def _is_cut(table: ChannelTable, prefix: str) -> bool:
     """Whether anything can be removed from the tensors whose names begin so."""
     return any(name.startswith(prefix) and any(map(prunable, axes)) for name, axes in table.axes.items())
-
-
-def get_size(module: nn.Module, attribute: str) -> int:
-    """What `set_size` sets."""
-    name, _, index = attribute.partition(".")
-    value = getattr(module, name)
-    return int(value[int(index)] if index else value)
-
-
-def set_size(module: nn.Module, attribute: str, value: int) -> None:
-    """Set an integer attribute, or, as `normalized_shape.0`, an entry of a tuple or list."""
-    name, _, index = attribute.partition(".")
-    if not index:
-        setattr(module, name, value)
-        return
-    entries = list(getattr(module, name))
-    entries[int(index)] = value
-    setattr(module, name, type(getattr(module, name))(entries))
 
 
 def sliced(tensor: Tensor, lives: Sequence[Tensor | None]) -> Tensor:

@@ -6,17 +6,20 @@ and nothing has to be tried to find out. Of `self.dim // self.heads` it tells wh
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from hfp.attributes import entries_of, with_entries
 from hfp.labels import Labels
 from hfp.rules.call import values_in
 from hfp.sizes import WIDTHS
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
+ASKING = {"view", "reshape", "unflatten", "__getitem__", "split", "split_with_sizes"}
+"""The functions among whose arguments are lengths."""
 
 
 Attribute = tuple[str, str]
@@ -59,7 +62,7 @@ for _name in "add sub mul floordiv mod".split():
 
 
 def sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """(attribute, value) of what may be a size; `name.1` is an entry of a tuple or list, see `hfp.surgery.set_size`."""
+    """(attribute, value) of what may be a size; `name.1` and `config.heads` are entries, see `hfp.attributes`."""
     follows = type(module).__module__.startswith("torch.nn.") and any(
         p is not None for p in module._parameters.values()
     )
@@ -68,23 +71,22 @@ def sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
             continue  # `hfp.surgery` sees to what layers of PyTorch say of the parameters that they have
         if type(value) is int:
             yield name, value
-        elif isinstance(value, (tuple, list)):
-            yield from ((f"{name}.{number}", entry) for number, entry in enumerate(value) if type(entry) is int)
+        else:
+            yield from ((f"{name}.{key}", entry) for key, entry in entries_of(value).items() if type(entry) is int)
 
 
 def mark(names: Mapping[nn.Module, str]) -> None:
     """Have the attributes of modules, given with their names, remember what they are."""
     for module, path in names.items():
-        own = vars(module)
+        own, inner = vars(module), defaultdict[str, dict[str, Told]](dict)
         for attribute, value in list(sizes(module)):
-            name, _, index = attribute.partition(".")
+            name, _, key = attribute.partition(".")
             told = Told(value, [(path, attribute)])
-            if not index:
+            if key:
+                inner[name][key] = told
+            else:
                 own[name] = told
-            elif type(own[name]) in (tuple, list, torch.Size):
-                entries = list(own[name])
-                entries[int(index)] = told
-                own[name] = type(own[name])(entries)
+        own.update({name: with_entries(own[name], entries) for name, entries in inner.items()})
 
 
 def asked(function: str, args: Any) -> list[int]:
@@ -109,10 +111,29 @@ def parts_asked(function: str, args: Any, kwargs: dict[str, Any], count: int) ->
     return (list(sizes), axis) if isinstance(sizes, (list, tuple)) else None
 
 
-def attributes_asked(function: str, args: Any, labels: Labels) -> Iterator[tuple[Tensor, Attribute]]:
-    """(ids along an axis, attribute that is asked to be its length) of a call whose output has these labels."""
-    lengths = asked(function, args) if labels and function in ("view", "reshape", "unflatten") else ()
-    if len(lengths) == len(labels):
-        for ids, length in zip(labels, lengths, strict=True):
-            if ids is not None and isinstance(length, Told):
-                yield ids, length.attribute
+def attributes_asked(
+    function: str, args: Any, kwargs: dict[str, Any], given: Labels, made: Sequence[Labels]
+) -> Iterator[tuple[Tensor, Attribute]]:
+    """(ids, attribute that is asked to be their number) of a call, by the labels of its input and of its outputs."""
+    counted: list[tuple[Tensor | None, Any]] = []
+    if function in ("view", "reshape", "unflatten") and len(made) == 1:
+        lengths = asked(function, args)
+        counted = [*zip(made[0], lengths, strict=True)] if len(lengths) == len(made[0]) else []
+    elif function == "__getitem__":
+        slices = [(ids, index) for ids, index in _by_axis(given, args[1]) if isinstance(index, slice)]
+        bounds = [(ids, bound) for ids, index in slices for bound in (index.start, index.stop)]
+        counted = [(ids[:bound], bound) for ids, bound in bounds if ids is not None and isinstance(bound, Told)]
+    elif (parts := parts_asked(function, args, kwargs, len(made))) is not None:
+        counted = [(labels[parts[1]], size) for labels, size in zip(made, parts[0], strict=False) if labels]
+    for ids, number in counted:
+        if ids is not None and isinstance(number, Told) and number == len(ids):
+            yield ids, number.attribute
+
+
+def _by_axis(labels: Labels, index: Any) -> Iterator[tuple[Tensor | None, Any]]:
+    """(labels of an axis, how it is indexed); of those before an ellipsis, and of those behind it."""
+    indices = [entry for entry in (index if isinstance(index, tuple) else (index,)) if entry is not None]
+    ellipsis = next((number for number, entry in enumerate(indices) if entry is ...), len(indices))
+    before, behind = indices[:ellipsis], indices[ellipsis + 1 :]
+    yield from zip(labels, before, strict=False)
+    yield from zip(labels[len(labels) - len(behind) :], behind, strict=False)

@@ -29,7 +29,7 @@ from hfp.position import Position, Site
 from hfp.ptflops_count import PtflopsCounter
 from hfp.rules.own import OwnRuleError, Whole, rule_of
 from hfp.sizes import reads_widths
-from hfp.told import attributes_asked, mark
+from hfp.told import ASKING, attributes_asked, mark
 from hfp.watcher import RuleError, Step, Watcher, caller, first_line
 
 
@@ -68,7 +68,7 @@ class Run:
     operands: list[Operand]
     """Arguments in which removed channels have to be hidden; their channels are ids of the ledger."""
     told: list[tuple[Tensor, tuple[str, str]]] = field(default_factory=list)
-    """(ids along an axis, (module, attribute) that was asked to be its length)."""
+    """(ids, (module, attribute) that was asked to be their number)."""
 
     def training_shows_all(self) -> bool:
         """Whether every function that was called on channels in evaluation mode was so in training, by the same code.
@@ -257,8 +257,9 @@ def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called], se
             outs = [(x.shape, watcher.labels(x), x.dtype, _memory_order(x)) for x in tensors]
             rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             calls[site] = Called(len(taken), outs, rest, spec, caller())
-            if len(tensors) == 1:
-                seen.told += attributes_asked(site.function, args, watcher.labels(tensors[0]))
+            if site.function in ASKING and tensors and isinstance(args[0], Tensor):
+                made = [labels for _, labels, *_ in outs]
+                seen.told += attributes_asked(site.function, args, kwargs, watcher.labels(args[0]), made)
         return out
 
     return around

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from hfp import scaling
+from hfp.attributes import get_size, set_size
 from hfp.blame import Blame
 from hfp.channels import ChannelTable
 from hfp.cut import Cut, keeps
@@ -30,7 +31,7 @@ from hfp.operands import Operand
 from hfp.position import Position, Site
 from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
-from hfp.surgery import get_size, resize, set_size
+from hfp.surgery import resize
 from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
 from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, is_bug, line_of, module_of, source_line
 

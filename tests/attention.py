@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -91,6 +92,35 @@ def fused_qkv_with_an_attribute_for_the_width(s: Size = DEFAULT) -> Net:
         return net.proj(out.transpose(1, 2).reshape(b, n, net.attn_dim))
 
     return attended(run, s, attn_dim=s.inner, **fused(s))
+
+
+@specimen(shapes=TOKENS, least=APART)
+def head_sizes_that_the_forward_reckons(s: Size = DEFAULT) -> Net:
+    """Of attributes, once and again: nothing is as large as the size of a head."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        size = net.inner // net.heads
+        q, k, v = (layer(x).view(b, n, net.heads, size).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        return net.proj(weighed(q, k, v, 1 / size**0.5).transpose(1, 2).reshape(b, n, net.inner))
+
+    return attended(run, s, inner=s.inner, **apart(s))
+
+
+@specimen(shapes=TOKENS, least="embed head.weight/1 attention.q attention.k attention.v attention.proj.weight/1")
+def sizes_in_a_config_that_is_shared(s: Size = DEFAULT) -> Net:
+    """The network has it as well as the attention in it."""
+
+    def attention(net: Any, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        shape = (b, n, net.config.heads, net.config.inner // net.config.heads)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        out = F.scaled_dot_product_attention(q, k, v, scale=0.5)
+        return net.proj(out.transpose(1, 2).reshape(b, n, net.config.inner))
+
+    config = SimpleNamespace(heads=s.heads, inner=s.inner)
+    inner = Net(attention, config=config, proj=nn.Linear(s.inner, s.width), **apart(s))
+    return attended(lambda net, x: net.attention(x), s, config=config, attention=inner, proj=nn.Identity())
 
 
 @specimen(shapes=TOKENS)

@@ -46,6 +46,32 @@ def blur_of_a_number_of_channels_that_is_told() -> Net:
     return Net(run, a=conv(3, 6), b=conv(6, 4), filter=parameter(6, 1, 3, 3), channels=6)
 
 
+@specimen(least=AB)
+def a_gated_half_by_an_attribute() -> Net:
+    """As in WaveNet; the number counts the first half, whichever half is meant."""
+    run = lambda net, x: net.b(torch.tanh((h := net.a(x))[:, : net.n]) * torch.sigmoid(h[:, net.n :]))  # noqa: E731
+    return Net(run, a=conv(3, 12), b=conv(6, 4), n=6)
+
+
+@specimen(least="a b b.weight/1 c.weight/1")
+def a_gate_of_as_many_channels_as_the_stream() -> Net:
+    """One attribute is the width of several layers: they are cut alike."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        both = net.b(h)
+        return net.c(h + torch.tanh(both[:, : net.n]) * torch.sigmoid(both[:, net.n :]))
+
+    return Net(run, a=conv(3, 6), b=conv(6, 12), c=conv(6, 4), n=6)
+
+
+@specimen(least=AB)
+def parts_of_a_size_that_is_reckoned() -> Net:
+    """As in selective kernels."""
+    run = lambda net, x: net.b(sum(net.a(x).split(net.channels // net.paths, 1)))  # noqa: E731
+    return Net(run, a=conv(3, 12), b=conv(6, 4), channels=12, paths=2)
+
+
 @specimen(pinned={"a.weight": ""})
 def blur_of_a_number_of_channels_in_the_code() -> Net:
     run = lambda net, x: net.b(F.conv2d(net.a(x), net.filter, None, 2, 1, 1, 6))  # noqa: E731

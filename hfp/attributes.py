@@ -1,0 +1,52 @@
+"""Numbers that modules hold by name: attributes, and entries of attributes (tuples, dicts, a config of the user's)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def get_size(module: nn.Module, attribute: str) -> int:
+    """What `set_size` sets."""
+    name, _, key = attribute.partition(".")
+    value = getattr(module, name)
+    return int(entries_of(value)[key] if key else value)
+
+
+def set_size(module: nn.Module, attribute: str, value: int) -> None:
+    """Set an integer attribute, or an entry of one, `normalized_shape.0` or `config.heads`, for this module alone."""
+    name, _, key = attribute.partition(".")
+    setattr(module, name, with_entries(getattr(module, name), {key: value}) if key else value)
+
+
+def entries_of(holder: Any) -> dict[str, Any]:
+    """What an attribute holds by name: entries of a tuple or list by number, of a dict, of a plain object (a config).
+
+    >>> entries_of((3, 8)), entries_of({"heads": 4}), entries_of("text")
+    ({'0': 3, '1': 8}, {'heads': 4}, {})
+    """
+    if type(holder) in (tuple, list, torch.Size):
+        return {str(number): entry for number, entry in enumerate(holder)}
+    if isinstance(holder, dict):
+        return {name: entry for name, entry in holder.items() if type(name) is str}
+    if isinstance(holder, (type, nn.Module, Tensor, ModuleType)) or callable(holder):
+        return {}
+    return {name: entry for name, entry in getattr(holder, "__dict__", {}).items() if not name.startswith("_")}
+
+
+def with_entries(holder: Any, new: Mapping[str, Any]) -> Any:
+    """A copy with other entries: what other modules hold of it stays as it is. Itself, if it cannot be copied."""
+    if type(holder) in (tuple, list, torch.Size):
+        return type(holder)({**entries_of(holder), **new}.values())
+    try:
+        other = copy.copy(holder)
+    except Exception:  # whatever the user's class says to it
+        return holder
+    if other is not holder:
+        (other if isinstance(other, dict) else vars(other)).update(new)
+    return other
