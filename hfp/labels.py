@@ -117,8 +117,8 @@ class Ledger:
     """Ids along axes that must stay longer than 1, since a squeeze would swallow them."""
     constants: list[Tensor] = field(default_factory=list)
     """Ids of constants that stand beside channels, see `constant`."""
-    told: bool = False
-    """Whether the model's code tells operators, among numbers that are no sizes, how many channels there are."""
+    groups_told: bool = False
+    """Whether the model's code tells a convolution in how many groups it is, and so how many channels there are."""
     macs: list[Term] = field(default_factory=list)
     ptflops: list[Term] | None = None
     """What ptflops' default backend counts; None where it fails on the network."""

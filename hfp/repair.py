@@ -64,13 +64,13 @@ class Repairs:
         self.kept = list(told.values())
         self.trying: dict[tuple[Any, ...], tuple[Misfit, Repair]] = {}
         self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
-        self.met: set[tuple[Any, ...]] = set()
-        """All misfits so far."""
+        self.earlier: set[tuple[Any, ...]] = set()
+        """The keys of all misfits so far."""
 
     def next(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
         """Take note of what is still wrong, and choose what to try next. Whether there is anything to try."""
-        self._keep(found, [misfit for misfit in found if misfit.key not in self.met])
-        self.met |= {misfit.key for misfit in found}
+        self._keep(found, [misfit for misfit in found if misfit.key not in self.earlier])
+        self.earlier |= {misfit.key for misfit in found}
         # Where it is known which length does not follow, a repair is no guess: those first. The others may follow them.
         lengths = [misfit for misfit in found if misfit.extent is not None]
         self._look_for_repairs(lengths, table)

@@ -190,7 +190,7 @@ def _play_noted(
     functions = Functions(watcher, training, _recorder(watcher, taken, calls, seen))
     play(subject, shadows, functions, training=training)
     seen.steps[training], seen.calls[training] = taken, calls
-    seen.sized[training] = seen.real or watcher.sizes > 0 or seen.ledger.told
+    seen.sized[training] = seen.real or watcher.sizes > 0 or seen.ledger.groups_told
     seen.operands += functions.operands
 
 

@@ -54,7 +54,7 @@ def convolution(ledger: Ledger, call: Call) -> Labels:
     read, made = call.ids(x, 1), call.ids(weight, 1 if transposed else 0)
     repeated = made is not None and bool((made == ANY).all()) and groups == x.shape[1] == weight.shape[0]
     if repeated and read is not None and bias is None:  # one filter for all (a blur): each makes what it reads
-        ledger.told = True
+        ledger.groups_told = True
         count_macs(ledger, call, prod(weight.shape[2:]) * call.out[:, :1].numel(), [(x, 1)])
         return _labels(call.out.dim(), {1: read, **beside})
     if groups > 1:
@@ -105,7 +105,7 @@ def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None)
         if isinstance(call.module, _ConvNd) and call.module.groups == groups:
             ledger.attributes[call.place.module, "groups"] = outputs[:, 0]
         else:  # a trial shows whether the model's code follows
-            ledger.told = True
+            ledger.groups_told = True
     else:
         ledger.tie(inputs[:1], inputs, call.place)
         ledger.tie(outputs[:1], outputs, call.place)
