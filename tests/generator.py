@@ -202,6 +202,22 @@ def split(draw: Draw) -> nn.Module:
     return Net(run, first=first, body=draw.conv(width // 2, width // 2))
 
 
+def gated_half(draw: Draw) -> nn.Module:
+    """As in WaveNet: one half of the channels gates the other; an attribute says where the second half begins."""
+    width = draw.width if draw.random.random() < 0.5 else draw.new_width()
+    net = Net(None, conv=nn.Conv2d(draw.width, 2 * width, 1), last=draw.conv(width, draw.width), n=width)  # type: ignore[arg-type]
+    by, added = draw.random.choice(("slices", "parts", "reckoned")), draw.random.random() < 0.5
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h, n = net.conv(x), net.n
+        a, b = (h[:, :n], h[:, n:]) if by == "slices" else h.split(n if by == "parts" else 2 * n // 2, dim=1)
+        y = net.last(torch.tanh(a) * torch.sigmoid(b))
+        return x + y if added else y
+
+    net.run = run
+    return net
+
+
 def between(draw: Draw) -> nn.Module:
     """Something without a weight of its own."""
     width = draw.width
@@ -262,8 +278,8 @@ def upsampled(draw: Draw) -> nn.Module:
 
 BLOCKS: tuple[Block, ...] = (
     plain, plain, residual, residual, bottleneck, dense, dense, inception, grouped, grouped, depthwise, depthwise,
-    inverted_residual, squeeze_excite, shared, tied, padded_shortcut, shuffled, split, between, between, between,
-    scaled, pooled, normalised, channel_attention, upsampled, *MORE_BLOCKS,
+    inverted_residual, squeeze_excite, shared, tied, padded_shortcut, shuffled, split, gated_half, between, between,
+    between, scaled, pooled, normalised, channel_attention, upsampled, *MORE_BLOCKS,
 )  # fmt: skip
 
 

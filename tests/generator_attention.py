@@ -1,12 +1,13 @@
 """Blocks of random networks that attend: projections, kernels, positions and code styles, drawn independently.
 
 Every block maps an image of `draw.width` channels to one of the width that it leaves. Sizes in the code come as
-attributes, as -1, or as plain numbers, which nobody can change.
+attributes, reckoned from attributes, in a config, as -1, or as plain numbers, which nobody can change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,7 +102,8 @@ KERNELS = (
 def projections(draw: Draw, net: Net, heads: int, kv: int, dim: int) -> Callable[[Any, Tensor], tuple[Tensor, ...]]:
     """Gives `net` its projections; the function that makes queries, keys and values, (batch, heads, tokens, dim)."""
     style = draw.random.choice(("fused", "inside", "chunked", "apart", "apart")) if kv == heads else "apart"
-    sizes = draw.random.choice(("attributes", "attributes", "rest", "rest", "literal"))
+    sizes = draw.random.choice(("attributes", "attributes", "rest", "rest", "literal", "reckoned", "config"))
+    net.config = SimpleNamespace(heads=heads, kv=kv, dim=dim)
     if style == "apart":
         for name, count in (("q", heads), ("k", kv), ("v", kv)):
             setattr(net, name, nn.Linear(draw.width, count * dim, bias=draw.random.random() < 0.7))
@@ -113,7 +115,10 @@ def projections(draw: Draw, net: Net, heads: int, kv: int, dim: int) -> Callable
             return t.view(t.shape[0], -1, count, dim).transpose(1, 2)
         if sizes == "rest":
             return t.unflatten(-1, (getattr(net, attribute), -1)).transpose(1, 2)
-        return t.reshape(*t.shape[:2], getattr(net, attribute), net.dim).permute(0, 2, 1, 3)
+        if sizes == "reckoned":
+            return t.view(*t.shape[:2], getattr(net, attribute), net.inner // net.heads).transpose(1, 2)
+        said = net.config if sizes == "config" else net
+        return t.reshape(*t.shape[:2], getattr(said, attribute), said.dim).permute(0, 2, 1, 3)
 
     def make(net: Any, x: Tensor) -> tuple[Tensor, ...]:
         if style == "apart":
