@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from hfp.labels import Labels, Ledger, Place, Term
+from hfp.memory import Memory
 from hfp.position import Position
 from hfp.rules import RULES, Call, unknown
 from hfp.rules.call import base_name, stays_whole, tensors_in, values_in
@@ -84,13 +85,15 @@ class Watcher(TorchDispatchMode):
         self._widths = {len(ids) for axes in ledger.axes.values() for ids in axes}
         # Keyed by identity; the tensor stands beside its entry so that no other can take its id while the run lasts.
         self._names = {id(tensor): (tensor, name) for name, tensor in shadows.items()}
-        self._labels = {id(tensor): (tensor, ledger.labels(name)) for name, tensor in shadows.items()}
-        self._by_storage = {storage(tensor): tensor for tensor in shadows.values()}
+        self._memory = Memory()
+        for name, tensor in shadows.items():
+            self._memory.label(tensor, ledger.labels(name))
+            self._memory.meet(tensor)
         self._on_meta: dict[int, tuple[Tensor, Tensor]] = {}
 
     def labels(self, tensor: Any) -> Labels:
         """The labels of a tensor, `()` if it has none on any axis."""
-        return self._labels.get(id(tensor), (None, ()))[1]
+        return self._memory.labels(tensor)
 
     @property
     def is_paused(self) -> bool:
@@ -107,13 +110,15 @@ class Watcher(TorchDispatchMode):
 
     def label(self, tensor: Tensor, labels: Labels) -> None:
         """Say what the labels of a tensor are that no operator made."""
-        self._labels[id(tensor)] = (tensor, labels if _some(labels) else ())
+        self._memory.label(tensor, labels if _some(labels) else ())
 
     def pin(self, tensor: Tensor | None, reason: str, operator: str) -> None:
         """The channels of a tensor stay whole for what is done to it here, which is no operator."""
-        for ids in self.labels(tensor):
-            if ids is not None:
-                self.ledger.pin(ids, reason, Place(operator, self.position.path, source_line()))
+        self._pin(self.labels(tensor), reason, operator)
+
+    def _pin(self, labels: Labels, reason: str, operator: str) -> None:
+        for ids in _some(labels):
+            self.ledger.pin(ids, reason, Place(operator, self.position.path, source_line()))
 
     def tell_size(self, tensor: Any, axes: int | slice) -> None:
         """The model's code has read the size of a tensor, along some of its axes."""
@@ -146,16 +151,15 @@ class Watcher(TorchDispatchMode):
         before: tuple[Tensor, ...] = ()
         for tensor in values:
             if isinstance(tensor, Tensor):
-                if id(tensor) not in self._labels:
+                if tensor not in self._memory:
                     self._adopt(tensor)
-                before += _some(self._labels[id(tensor)][1])
+                before += _some(self._memory.labels(tensor))
         place = Place(name, self.position.path, "")
         own = isinstance(func, nn.Module) or base_name(name) in OWN
         if counted or before or own or place.operator in _LABELLING:
             place = self._apply(func, args, kwargs, out, place, counted)
         for tensor in tensors_in(out):
-            self._labels.setdefault(id(tensor), (tensor, ()))
-            self._by_storage.setdefault(storage(tensor), tensor)
+            self._memory.meet(tensor)
         outs = tensors_in(out) if own else labelled(out)
         after = tuple(self.labels(tensor) for tensor in outs)
         touched = sum(map(_some, after), before)
@@ -199,9 +203,8 @@ class Watcher(TorchDispatchMode):
 
     def _adopt(self, tensor: Tensor) -> None:
         """What shares memory with a tensor that no operator made (`nn.Parameter(x)` in a forward) is pinned."""
-        known = self._by_storage.get(storage(tensor))
-        self.pin(known, "is used through a tensor that no operator made", "a new tensor")
-        self._labels[id(tensor)] = (tensor, ())
+        self._pin(self._memory.beside(tensor), "is used through a tensor that no operator made", "a new tensor")
+        self._memory.label(tensor, ())
 
     def to_meta(self, arguments: Any) -> Any:
         """Arguments of one function on one device: the meta device, if one of them is there."""
@@ -253,10 +256,6 @@ def operator_name(func: Any) -> str:
     """`relu` for those of PyTorch itself, `namespace::name` for others, which may mean something else by it."""
     name: str = func.overloadpacket.__name__
     return name if func.namespace == "aten" else f"{func.namespace}::{name}"
-
-
-def storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def source_line() -> str:

@@ -1,0 +1,63 @@
+"""The labels of a run's tensors, by identity.
+
+Once an object is gone, another may have its id. So a tensor of shapes alone is held until the run is over; one with
+values may go, and takes its entry along: all activations of a detector would be gigabytes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from hfp.labels import Labels
+
+
+class _Entry:
+    __slots__ = ("held", "labels")
+
+    def __init__(self, held: Any) -> None:
+        self.held = held  # what keeps the id from being another's: the tensor, or a weak reference to it
+        self.labels: Labels = ()
+
+
+class Memory:
+    """Which tensors a run has met, and what labels they have."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, _Entry] = {}
+        self._first: dict[int, tuple[Any, _Entry]] = {}
+        """By the address of a storage: what keeps the address from being another's; the first tensor that was on it."""
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._entries
+
+    def labels(self, tensor: Any) -> Labels:
+        """The labels of a tensor, `()` if it has none on any axis."""
+        entry = self._entries.get(id(tensor))
+        return () if entry is None else entry.labels
+
+    def label(self, tensor: Tensor, labels: Labels) -> None:
+        self._entry(tensor).labels = labels
+
+    def meet(self, tensor: Tensor) -> None:
+        """An operator has made this tensor, or a view of another."""
+        storage = tensor.untyped_storage()
+        entry = self._entry(tensor)
+        if storage._cdata not in self._first:
+            self._first[storage._cdata] = (tensor if tensor.is_meta else StorageWeakRef(storage)), entry
+
+    def beside(self, tensor: Tensor) -> Labels:
+        """The labels of the first tensor that was on the storage of this one."""
+        first = self._first.get(tensor.untyped_storage()._cdata)
+        return () if first is None else first[1].labels
+
+    def _entry(self, tensor: Tensor) -> _Entry:
+        number = id(tensor)
+        entry = self._entries.get(number)
+        if entry is None:
+            held = tensor if tensor.is_meta else weakref.ref(tensor, lambda _: self._entries.pop(number))
+            entry = self._entries[number] = _Entry(held)
+        return entry
