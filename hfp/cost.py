@@ -13,7 +13,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from hfp.labels import FIXED, extended
+from hfp.labels import FIXED, extended, unique_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,18 +67,23 @@ class Cost:
     def by_group(self, group_of: Tensor, groups: int) -> Cost | None:
         """The same as a function of how many channels of each group are live: `cost(counts)`, counts (groups,).
 
-        None where it matters which of a group are live, and where an index belongs to several channels.
+        None where it matters which of a group are live. For products it does not if each is there of each channel of
+        one group with each of another: then so many are live as one count times the other.
         """
-        if len(self.products):
+        kinds = torch.cat([group_of, torch.tensor([FIXED])])[self.products].sort(1).values
+        if bool(((kinds[:, 1:] == kinds[:, :-1]) & (kinds[:, 1:] != FIXED)).any()):
             return None
+        products, kind = unique_rows(kinds)  # of groups
+        sizes = extended(group_of.bincount(minlength=groups), products)
         axis, channel = self.entries
-        pairs, place = (axis * groups + group_of[channel]).unique(return_inverse=True)
-        entries = torch.stack([pairs // groups, pairs % groups])
+        numbers = torch.cat([group_of, groups + kind])[channel]
+        pairs, place = (axis * len(sizes) + numbers).unique(return_inverse=True)
+        entries = torch.stack([pairs // len(sizes), pairs % len(sizes)])
         first = torch.zeros(len(pairs), dtype=torch.float64).index_copy(0, place, self.weights)
-        whole = place.bincount(minlength=len(pairs)) == group_of.bincount(minlength=groups)[entries[1]]
+        whole = place.bincount(minlength=len(pairs)) == sizes[entries[1]]
         if not bool(whole.all()) or not torch.equal(first[place], self.weights):
             return None
-        return replace(self, channels=groups, entries=entries, weights=first)
+        return replace(self, channels=groups, entries=entries, weights=first, products=products)
 
     def dense(self) -> int:
         return self.count(torch.ones(self.channels, dtype=torch.bool, device=self.weights.device))

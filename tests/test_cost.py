@@ -45,6 +45,31 @@ def test_a_cost_of_products_by_hand() -> None:
     assert torch.equal(cost.to(torch.device("cpu")).live(keep), cost.live(keep))
 
 
+def test_by_group_products_count_where_every_pair_is_there() -> None:
+    """Two heads times three places, whichever are live; but not where a pair is missing, or a place has a row more."""
+    products, group_of = torch.cartesian_prod(torch.arange(2), torch.arange(2, 5)), torch.tensor([0, 0, 1, 1, 1])
+    every = Factor.of(torch.tensor([5, 6, 7, 8, 9, 10, -1, 0, 1]))
+    cost = build(5, [(3, (every, Factor.of(torch.arange(2, 5))))], products)
+    short = cost.by_group(group_of, 2)
+    assert short is not None
+    for heads in range(3):
+        for places in range(4):
+            assert short(torch.tensor([heads, places])) == 3 * (heads * places + 1 + heads) * places
+    for rows in ([5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 10, 2], [5, 5, 6, 7, 8, 9, 10]):
+        assert build(5, [(3, (Factor.of(torch.tensor(rows)),))], products).by_group(group_of, 2) is None
+    assert cost.by_group(torch.zeros(5, dtype=torch.long), 1) is None
+
+
+@pytest.mark.parametrize("specimen", ZOO.values(), ids=ZOO.keys())
+def test_by_group_the_cost_is_that_of_any_channels(specimen: Specimen) -> None:
+    table = trace(specimen.model(), specimen.inputs())
+    for cost in (table.macs, table.params):
+        short = cost.by_group(table.group_of, len(table.groups))
+        keep = random_keep(table, 0.5, torch.Generator().manual_seed(0))
+        live = torch.tensor([int(keep[group.channels].sum()) for group in table.groups])
+        assert short is None or short(live) == cost.count(keep)
+
+
 def test_gradients_of_products_are_those_of_finite_differences() -> None:
     """Also where gates are 0: what one more head would cost depends on the places that are left."""
     products = torch.cartesian_prod(torch.arange(2), torch.arange(2, 5))

@@ -20,6 +20,9 @@ from hfp.names import Names
 if TYPE_CHECKING:
     from hfp.wrap import GatedModel
 
+CACHED = 2**18
+"""Numbers that a processor has at hand, in its second cache."""
+
 
 def filter_sizes(model: nn.Module, table: ChannelTable, size: Callable[[Tensor], Tensor] = torch.abs) -> Tensor:
     """(channels,) the mean of `size(w)` over the weights w of the filters that make a channel; float64.
@@ -32,7 +35,7 @@ def filter_sizes(model: nn.Module, table: ChannelTable, size: Callable[[Tensor],
         for name, tensor in Names.of(model).tensors.items():
             for dim, vector in enumerate(table.axes[name]):
                 if tensor.dim() > 1 and (name, dim) not in readers and prunable(vector):
-                    yield vector, _sums(size(tensor.detach()), dim), tensor.numel() // len(vector)
+                    yield vector, _sums(size, tensor.detach(), dim), tensor.numel() // len(vector)
 
     return channel_means(table, filters())[0]
 
@@ -83,10 +86,15 @@ def channel_means(table: ChannelTable, places: Iterable[tuple[Tensor, Tensor, in
     return total / count_.clamp_min(1.0), count_
 
 
-def _sums(sizes: Tensor, dim: int) -> Tensor:
-    """The sum at every index of `dim`; only sums are float64, since weights may be large."""
-    others = [other for other in range(sizes.dim()) if other != dim]
-    return sizes.sum(others, dtype=torch.promote_types(sizes.dtype, torch.float32))
+def _sums(size: Callable[[Tensor], Tensor], weight: Tensor, dim: int) -> Tensor:
+    """The sum of sizes at every index of `dim`; only sums are float64, since weights may be large.
+
+    Part by part, so that the sizes themselves stay in the cache.
+    """
+    others = [other for other in range(weight.dim()) if other != dim]
+    rows = max(1, CACHED * weight.shape[dim] // weight.numel())
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return torch.cat([size(part).sum(others, dtype=dtype) for part in weight.split(rows, dim)])
 
 
 def scores(net: GatedModel) -> Tensor:
