@@ -81,11 +81,12 @@ class Functions(TorchFunctionMode):
                 ledger.wide += [ids for ids in self.watcher.labels(tensor) if ids is not None]
         # The statistics of a single channel say nothing: its distance from the mean is rounding, blown up by a norm.
         ledger.wide += [ask.ids for ask in asks if ask.how == "mean"]
-        with self.watcher.paused():
-            for ask in asks:
-                if func in _SCALED and ask.how == "zero" and kwargs.get("scale") is None:
-                    ask = replace(ask, how="root")
-                self._grant(ask, site, args, kwargs, isinstance(func, Whole))
+        if asks:
+            with self.watcher.paused():
+                for ask in asks:
+                    if func in _SCALED and ask.how == "zero" and kwargs.get("scale") is None:
+                        ask = replace(ask, how="root")
+                    self._grant(ask, site, args, kwargs, isinstance(func, Whole))
         return out
 
     def _actual(self, argument: Any) -> Any:
