@@ -128,7 +128,14 @@ def view(ledger: Ledger, call: Call) -> Labels:
 def _viewed(
     ledger: Ledger, call: Call, here: dict[int, Tensor], source: tuple[int, ...], target: tuple[int, ...]
 ) -> list[tuple[int, Tensor]]:
-    """(axis, ids along it) of one block of axes, of which `here` have labels."""
+    """(axis, ids along it) of one block of axes, of which `here` have labels; in every run the same."""
+    how = "view", tuple(here), source, target
+    return ledger.once(tuple(here.values()), how, lambda: _spread(ledger, call, here, source, target))
+
+
+def _spread(
+    ledger: Ledger, call: Call, here: dict[int, Tensor], source: tuple[int, ...], target: tuple[int, ...]
+) -> list[tuple[int, Tensor]]:
     if len(target) == 1 and len(here) > 1 and all(bool((ids != ids[0]).any()) for ids in here.values()):
         return [(0, _merged(ledger, here, source))]
     found: dict[int, list[Tensor]] = {}
