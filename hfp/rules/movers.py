@@ -8,15 +8,16 @@ follow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from hfp.labels import ANY, FIXED, Labels, Ledger, anything, prunable
-from hfp.rules.call import Call, Rule, labelled, looked_up, stays_whole
+from hfp.rules.call import Call, Rule, labelled, stays_whole
+from hfp.rules.slices import along_one, glu, index, select, slice_, split, unbind, unfold
 from hfp.rules.spatial import SPATIAL
+from hfp.rules.views import view
 
 
 def permuted(order: Callable[[Call], Sequence[int]]) -> Rule:
@@ -105,165 +106,6 @@ def roll(ledger: Ledger, call: Call) -> Labels:
     return labels
 
 
-def view(ledger: Ledger, call: Call) -> Labels:
-    """Axes may merge and split: block by block of source axes and target axes that hold the same elements."""
-    source, target, labels = call.args[0].shape, call.out.shape, call.labels(call.args[0])
-    if prod(source) != prod(target) or call.args[0].dtype != call.out.dtype:
-        for _, ids in labelled(labels):
-            ledger.pin(ids, "is reinterpreted as another type", call.place)
-        return ()
-    found: list[Tensor | None] = [None for _ in target]
-    for old, new in _blocks(source, target) if labels else ():
-        here = {position: own for position, axis in enumerate(old) if (own := labels[axis]) is not None}
-        vectors = tuple(here.values())
-        before, after = tuple(source[axis] for axis in old), tuple(target[axis] for axis in new)
-        if len(vectors) == 1 and prod(before) == len(vectors[0]) and len(vectors[0]) in after:
-            found[new[after.index(len(vectors[0]))]] = vectors[0]  # as it was, but for axes of length 1
-        elif here:
-            for place, ids in _viewed(ledger, call, here, before, after):
-                found[new[place]] = ids
-    return tuple(found)
-
-
-def _viewed(
-    ledger: Ledger, call: Call, here: dict[int, Tensor], source: tuple[int, ...], target: tuple[int, ...]
-) -> list[tuple[int, Tensor]]:
-    """(axis, ids along it) of one block of axes, of which `here` have labels; in every run the same."""
-    how = "view", tuple(here), source, target
-    return ledger.once(tuple(here.values()), how, lambda: _spread(ledger, call, here, source, target))
-
-
-def _spread(
-    ledger: Ledger, call: Call, here: dict[int, Tensor], source: tuple[int, ...], target: tuple[int, ...]
-) -> list[tuple[int, Tensor]]:
-    if len(target) == 1 and len(here) > 1 and all(bool((ids != ids[0]).any()) for ids in here.values()):
-        return [(0, _merged(ledger, here, source))]
-    found: dict[int, list[Tensor]] = {}
-    for position, ids in here.items():
-        block = _along(ids, position, source).expand(source).reshape(target)
-        for axis, factor in _factors(ledger, call, block):
-            found.setdefault(axis, []).append(factor)
-    return [(axis, ledger.merge(vectors)) for axis, vectors in found.items()]
-
-
-def _along(vector: Tensor, position: int, shape: Sequence[int]) -> Tensor:
-    """A vector that lies along one axis of a shape."""
-    return vector.reshape([-1 if axis == position else 1 for axis in range(len(shape))])
-
-
-def _merged(ledger: Ledger, labels: Mapping[int, Tensor], shape: Sequence[int]) -> Tensor:
-    """(n,) the ids of the axis into which axes of this shape merge, some of which have labels.
-
-    Ids that repeat along an axis (anchors at every pixel) are merged once.
-    """
-    own, ranks = zip(*(ids.unique(return_inverse=True) for ids in labels.values()), strict=True)
-    grid = ledger.merge(torch.cartesian_prod(*own).unbind(1)).reshape([len(values) for values in own])
-    for axis, rank in enumerate(ranks):
-        grid = grid.index_select(axis, rank)
-    grid = grid.reshape([length if axis in labels else 1 for axis, length in enumerate(shape)])
-    return grid.expand(list(shape)).flatten()
-
-
-def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Blocks of adjacent axes with equal numbers of elements, `[([0], [0]), ([1, 2], [1])]` for a flatten."""
-    if prod(source) == 0:  # no boxes found, say: as if there were one
-        source, target = ([max(length, 1) for length in shape] for shape in (source, target))
-        if prod(source) != prod(target):
-            return [(list(range(len(source))), list(range(len(target))))]
-    blocks: list[tuple[list[int], list[int]]] = []
-    sides = [list(enumerate(source))[::-1], list(enumerate(target))[::-1]]  # what is left, next axis last
-    while any(sides):
-        block: tuple[list[int], list[int]] = ([], [])
-        sizes = [1, 1]
-        takers = [side for side in (0, 1) if sides[side]]
-        while takers:
-            for side in takers:
-                axis, length = sides[side].pop()
-                block[side].append(axis)
-                sizes[side] *= length
-            takers = [] if sizes[0] == sizes[1] else [int(sizes[0] > sizes[1])]
-        blocks.append(block)
-    return blocks
-
-
-def _factors(ledger: Ledger, call: Call, block: Tensor) -> list[tuple[int, Tensor]]:
-    """(axis, ids along it) for each axis on which a block of ids varies: factors of it, where there are several."""
-    axes, lengths = [], list(block.shape)
-    for axis, length in enumerate(lengths):
-        first = block.narrow(axis, 0, 1) if length else block
-        if length > 1 and not bool((block == first).all()):
-            axes.append(axis)
-        else:
-            block = first
-    if len(axes) > 1:
-        return list(
-            zip(axes, ledger.split(block.reshape([block.shape[axis] for axis in axes]), call.place), strict=True)
-        )
-    if not axes and bool((block == ANY).all()):
-        return [(axis, anything(length)) for axis, length in enumerate(lengths) if length > 1]
-    if not axes:
-        ledger.pin(block, "is reshaped into an axis of length 1", call.place)
-    return [(axis, block.flatten()) for axis in axes]
-
-
-def split(ledger: Ledger, call: Call) -> list[Labels]:
-    """Parts of equal length are cut alike, slot by slot; unequal ones for themselves, if their lengths follow."""
-    source, labels, parts = call.args[0], call.labels(call.args[0]), list(call.out)
-    axis = call.argument(2, "dim", 0) % source.dim()
-    if not labels:
-        return [() for _ in parts]
-    ids = labels[axis]
-    pieces: list[Tensor | None] = [None for _ in parts]
-    if ids is not None and len(parts) == 1:
-        pieces = [ids]
-    elif ids is not None and len({part.shape[axis] for part in parts}) > 1:
-        pieces = [part if len(part) > 1 else None for part in ids.split([part.shape[axis] for part in parts])]
-    elif ids is not None:
-        slots = ledger.once([ids], ("split", len(parts)), lambda: _slots(ledger, call, ids, len(parts)))
-        pieces = [slot if len(slot) > 1 else None for slot in slots]
-    return [(*labels[:axis], piece, *labels[axis + 1 :]) for piece in pieces]
-
-
-def _slots(ledger: Ledger, call: Call, ids: Tensor, parts: int) -> Sequence[Tensor]:
-    slots = ids.reshape(parts, -1)
-    ledger.tie(slots[:1], slots, call.place)
-    return slots.unbind()
-
-
-def unbind(ledger: Ledger, call: Call) -> list[Labels]:
-    """Every index of an axis by itself: there must be as many as before."""
-    labels, axis = call.labels(call.args[0]), call.argument(1, "dim", 0) % call.args[0].dim()
-    if labels and labels[axis] is not None:
-        ledger.pin(labels[axis], "is cut at fixed positions", call.place)
-    return [labels[:axis] + labels[axis + 1 :] for _ in call.out]
-
-
-def slice_(ledger: Ledger, call: Call) -> Labels:
-    """`(input, dim, start, end, step)`: a slice that is one of several equal parts is cut like the others."""
-    source, labels = call.args[0], list(call.labels(call.args[0]))
-    axis, size = call.argument(1, "dim", 0) % source.dim(), source.shape[call.argument(1, "dim", 0)]
-    length, start = call.out.shape[axis], call.argument(2, "start", 0) or 0
-    start = min(start + size if start < 0 else start, size)
-    step = call.argument(4, "step", 1)
-    if labels and labels[axis] is not None and length < size:
-        ids = labels[axis]
-        if step == 1 and length > 1 and size % length == 0 and start % length == 0:
-            parts = ids.reshape(-1, length)
-            ledger.tie(parts[:1], parts, call.place)
-        else:
-            ledger.pin(ids, "is cut at fixed positions", call.place)
-        labels[axis] = ids[start::step][:length] if length > 1 else None
-    return tuple(labels)
-
-
-def select(ledger: Ledger, call: Call) -> Labels:
-    """`(input, dim, index)`: one channel, picked by its position, pins them all."""
-    labels, axis = call.labels(call.args[0]), call.argument(1, "dim", 0) % call.args[0].dim()
-    if labels and labels[axis] is not None:
-        ledger.pin(labels[axis], "is cut at fixed positions", call.place)
-    return labels[:axis] + labels[axis + 1 :]
-
-
 def pad(ledger: Ledger, call: Call) -> Labels:
     """Padding a labelled axis adds indices of no channel; padding any other adds to every channel alike."""
     labels, widths = list(call.labels(call.args[0])), list(call.args[1])
@@ -330,17 +172,6 @@ def expand(ledger: Ledger, call: Call) -> Labels:
     return tuple(anything(after) if before == 1 and after > 1 else ids for ids, before, after in lengths)
 
 
-def glu(ledger: Ledger, call: Call) -> Labels:
-    """`(input, dim)`: one half times the sigmoid of the other; they are cut alike."""
-    labels = list(call.labels(call.args[0]))
-    axis = call.argument(1, "dim", -1)
-    if labels and labels[axis] is not None:
-        halves = labels[axis].reshape(2, -1)
-        ledger.tie(halves[0], halves[1], call.place)
-        labels[axis] = halves[0] if halves.shape[1] > 1 else None
-    return tuple(labels)
-
-
 def as_pairs(ledger: Ledger, call: Call) -> Labels:
     """`view_as_complex`: the last axis, two numbers, becomes one."""
     labels = call.labels(call.args[0])
@@ -351,48 +182,6 @@ def as_pairs(ledger: Ledger, call: Call) -> Labels:
 
 def as_real(ledger: Ledger, call: Call) -> Labels:
     labels = call.labels(call.args[0])
-    return (*labels, None) if labels else ()
-
-
-def index(ledger: Ledger, call: Call) -> Labels:
-    """`(input, indices)`: axes that are indexed may have any of their entries looked up; the others are kept."""
-    labels, indices = call.labels(call.args[0]), call.args[1]
-    if not labels:
-        return ()
-    looked = looked_up(indices)
-    for axis, ids in labelled(labels):
-        if axis in looked:
-            ledger.pin(ids, "is looked up by index", call.place)
-    if looked and looked != list(range(looked[0], looked[-1] + 1)):
-        new = call.out.dim() - (len(labels) - len(looked))  # indices apart from each other: their axes come first
-        return (None,) * new + tuple(ids for axis, ids in enumerate(labels) if axis not in looked)
-    new = call.out.dim() - (len(labels) - len(looked))
-    return labels[: looked[0]] + (None,) * new + labels[looked[-1] + 1 :] if looked else labels
-
-
-def along_one(ledger: Ledger, call: Call) -> Labels:
-    """`index_select`, `gather`, `(input, dim, index)`: the axis `dim` is looked up, the others are kept."""
-    labels = call.labels(call.args[0])
-    if not labels:
-        return ()
-    axis = call.argument(1, "dim", 0) % len(labels)
-    if labels[axis] is not None:
-        ledger.pin(labels[axis], "is looked up by index", call.place)
-    kept = [None if a == axis else ids for a, ids in enumerate(labels)]
-    for a, ids in enumerate(kept):
-        if ids is not None and call.out.shape[a] != len(ids):
-            ledger.pin(ids, "is looked up by index", call.place)
-            kept[a] = None
-    return tuple(kept)
-
-
-def unfold(ledger: Ledger, call: Call) -> Labels:
-    """`x.unfold(dim, size, step)`: windows along `dim`, whose places become the last axis."""
-    labels = list(call.labels(call.args[0]))
-    axis = call.argument(1, "dimension")
-    if labels and labels[axis] is not None:
-        ledger.pin(labels[axis], "is seen through windows along the channels", call.place)
-        labels[axis] = None
     return (*labels, None) if labels else ()
 
 
