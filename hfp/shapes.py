@@ -52,11 +52,11 @@ def _itself(x: Tensor, *_: Any) -> Tensor | None:
 
 def _larger(x: Tensor, y: Any, *_: Any) -> Tensor | None:
     """The one of two operands that has the shape of both together."""
-    if not x.is_floating_point() or not x.dim():
+    if not x.is_floating_point() and x.dtype != torch.int64:
         return None
     if not isinstance(y, Tensor):
-        return x if isinstance(y, (int, float)) else None
-    if y.dtype != x.dtype or not y.is_meta or not y.dim():
+        return x if type(y) is int or (x.is_floating_point() and isinstance(y, (int, float))) else None
+    if y.dtype != x.dtype or not y.is_meta:
         return None
     if x.shape == y.shape:
         return x
@@ -84,6 +84,19 @@ def _both(x: Tensor, y: Any, *_: Any) -> Tensor | None:
 
 def _both_into_first(x: Tensor, y: Any, *_: Any) -> Tensor | None:
     return x if _larger(x, y) is x else None
+
+
+def _ratio(x: Tensor, y: Any, *_: Any) -> Tensor | None:
+    return _both(x, y) if x.is_floating_point() else None  # that of integers is none
+
+
+def _ratio_into_first(x: Tensor, y: Any, *_: Any) -> Tensor | None:
+    return _both_into_first(x, y) if x.is_floating_point() else None
+
+
+def _compared(x: Tensor, y: Any) -> Tensor | None:
+    plain = x.is_contiguous() and not x.is_complex() and isinstance(y, (int, float))
+    return torch.empty(x.shape, dtype=torch.bool, device="meta") if plain else None
 
 
 def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -160,6 +173,10 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, name).Tensor: _both for name in _BINARY},
     **{getattr(aten, f"{name}_").Tensor: _both_into_first for name in _BINARY},
     **{getattr(aten, name).Scalar: _both for name in _BINARY},
+    aten.div.Tensor: _ratio,
+    aten.div_.Tensor: _ratio_into_first,
+    aten.div.Scalar: _ratio,
+    **{getattr(aten, name).Scalar: _compared for name in "eq ne lt le gt ge".split()},
     aten.native_batch_norm.default: _batch_norm,
     aten.addmm.default: _addmm,
     aten.pow.Tensor_Scalar: _power,
