@@ -266,12 +266,11 @@ class _Trial:
 
     def _misshapen(self, out: Any, called: Called, start: int) -> tuple[str, Sequence[Extent]] | None:
         """How the shapes given differ from what is left. Steps miss some: a group's only channel left has no labels."""
-        for tensor, (dense, labels, *_) in zip(_tensors(out), called.outs, strict=False):
+        touched = [ids for step in self.dense[start : called.end] for ids in step.touched]
+        for tensor, (dense, labels, *_) in zip(_tensors(out) if touched else (), called.outs, strict=False):
             predicted = self.cut.shape(dense, labels)
             if not _fits(tensor.shape, predicted, labels):
-                if not any(
-                    self.cut.length(ids) < len(ids) for s in self.dense[start : called.end] for ids in s.touched
-                ):
+                if not any(self.cut.length(ids) < len(ids) for ids in touched):
                     return None  # what has no channels may have any shape
                 how = f"gives the shape {tuple(tensor.shape)}, where {tuple(predicted)} is left"
                 return how, self.blame.extents(self.at, dense, labels, predicted, tensor.shape)
