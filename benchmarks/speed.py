@@ -14,21 +14,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import multiprocessing
-import os
 import re
-import resource
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import engine, machine, write_json
+from processes import in_a_process
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -91,60 +87,6 @@ def torchvision_networks() -> Iterator[Network]:
     for module, shapes, classes in [*kinds, (zoo.video, clip, 400), (zoo.optical_flow, flow, 0)]:
         for name in sorted(zoo.list_models(module=module)):
             yield Network(name, OTHER_SIZES.get(name, shapes), classes)
-
-
-# Processes that may be ended
-
-
-def in_a_process(function: Callable[..., None], *args: Any, limit: float, memory: float) -> Iterator[Any]:
-    """What `function(send, *args)` sends from a process of its own, one by one.
-
-    It ends with a TimeoutError if nothing comes for `limit` CPU seconds (or ten times as long on the clock), with a
-    ChildProcessError if the process dies; `memory` in GiB.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchvision.models", "torch_pruning"])
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_serve, args=(sender, function, args, memory), daemon=True)
-    child.start()
-    sender.close()
-    try:
-        while True:
-            _await(receiver, child.pid, limit)
-            message = receiver.recv()
-            if message is None:
-                return
-            yield message
-    except EOFError:
-        child.join()
-        raise ChildProcessError(f"the process died with exit status {child.exitcode}") from None
-    finally:
-        child.kill()
-        child.join()
-        receiver.close()
-
-
-def _await(receiver: Connection, pid: int | None, limit: float) -> None:
-    """Wait for a message; the CPU seconds of the process count, so that a busy machine is not taken for a hang."""
-    spent, start = _cpu_seconds(pid), time.monotonic()
-    while not receiver.poll(0.5):
-        if _cpu_seconds(pid) - spent > limit or time.monotonic() - start > 10 * limit:
-            raise TimeoutError(f"nothing within {limit:g} CPU seconds")
-
-
-def _cpu_seconds(pid: int | None) -> float:
-    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def _serve(sender: Connection, function: Callable[..., None], args: tuple[Any, ...], memory: float) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    most = int(memory * 2**30)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    function(sender.send, *args)
-    sender.send(None)
 
 
 # Against Torch-Pruning
