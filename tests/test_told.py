@@ -1,0 +1,94 @@
+"""Numbers that remember which attributes they are, or are made of; what calls ask for."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hfp.told import Reckoned, Told, attributes_asked, mark, parts_asked, sizes
+
+DIM, HEADS = Told(32, [("a", "dim")]), Told(4, [("a", "heads")])
+
+
+@pytest.mark.parametrize(
+    "number, value, of",
+    [
+        (DIM // HEADS, 8, {"dim", "heads"}),
+        (DIM // 4, 8, {"dim"}),
+        (64 // DIM, 2, {"dim"}),
+        (3 * DIM, 96, {"dim"}),
+        (DIM - HEADS, 28, {"dim", "heads"}),
+        (1 + DIM, 33, {"dim"}),
+        (DIM % 5, 2, {"dim"}),
+        (2 * (DIM // HEADS) + DIM, 48, {"dim", "heads"}),
+    ],
+)
+def test_reckoned_numbers_remember(number: Any, value: int, of: set[str]) -> None:
+    assert number == value and isinstance(number, Reckoned) and not isinstance(number, Told)
+    assert {name for _, name in number.of} == of
+
+
+@pytest.mark.parametrize("number", [DIM / HEADS, DIM**-0.5, DIM * 1.5, int(DIM / 2), DIM == 32, -DIM])
+def test_other_arithmetic_is_that_of_plain_numbers(number: Any) -> None:
+    assert type(number) in (float, int, bool)
+
+
+def test_they_are_numbers_to_everybody_else() -> None:
+    assert hash(DIM) == hash(32) and list(range(HEADS)) == [0, 1, 2, 3] and f"{DIM}" == "32"
+    assert torch.zeros(2, DIM).view(2, HEADS, DIM // HEADS).shape == (2, 4, 8)
+    assert copy.deepcopy(DIM) == copy.copy(DIM) == 32
+    with pytest.raises(ZeroDivisionError):
+        DIM // 0
+    with pytest.raises(TypeError):
+        DIM // "4"
+
+
+def test_attributes_are_marked_for_each_module_alone() -> None:
+    config = SimpleNamespace(heads=4, name="x")
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    for child in model:
+        child.config, child.dims, child.width = config, (3, 5), 7
+    mark({module: name for name, module in model.named_modules()})
+    assert model[0].config.heads.attribute == ("0", "config.heads") and model[0].dims[1].attribute == ("0", "dims.1")
+    assert model[1].config.heads.attribute == ("1", "config.heads") and model[1].width.attribute == ("1", "width")
+    assert config.heads == 4 and type(config.heads) is int
+    assert dict(sizes(model[0])) == {}  # what is marked is no plain number any more
+
+
+def labels(*lengths: int) -> tuple[torch.Tensor, ...]:
+    return tuple(100 * axis + torch.arange(length) for axis, length in enumerate(lengths))
+
+
+N = Told(6, [("", "n")])
+
+
+@pytest.mark.parametrize(
+    "function, args, given, made, found",
+    [
+        ("view", (None, 2, N, -1), (2, 12), [(2, 6, 2)], [range(100, 106)]),
+        ("view", (None, 2, Told(5, [("", "n")]), -1), (2, 12), [(2, 6, 2)], []),
+        ("__getitem__", (None, (slice(None), slice(None, N))), (2, 12), [(2, 6)], [range(100, 106)]),
+        ("__getitem__", (None, (slice(None), slice(N, None))), (2, 12), [(2, 6)], [range(100, 106)]),
+        ("__getitem__", (None, (..., slice(None, N))), (2, 3, 12), [(2, 3, 6)], [range(200, 206)]),
+        ("__getitem__", (None, (0, slice(None), None, slice(None, N))), (2, 3, 12), [(3, 1, 6)], [range(200, 206)]),
+        ("__getitem__", (None, slice(None, N)), (12, 2), [(6, 2)], [range(6)]),
+        ("__getitem__", (None, N), (12, 2), [(2,)], []),
+        ("split", (None, N, 1), (2, 12), [(2, 6), (2, 6)], [range(100, 106)]),
+        ("split", (None, [4, N], 1), (2, 10), [(2, 4), (2, 6)], [range(100, 106)]),
+    ],
+)
+def test_a_call_tells_what_its_numbers_count(function: str, args: Any, given: Any, made: Any, found: Any) -> None:
+    asked = attributes_asked(function, args, {}, labels(*given), [labels(*lengths) for lengths in made])
+    assert [(ids.tolist(), attribute) for ids, attribute in asked] == [(list(ids), ("", "n")) for ids in found]
+
+
+def test_parts_that_are_asked_for() -> None:
+    assert parts_asked("split", (None, 4), {"dim": 1}, 3) == ([4, 4], 1)  # the last may be shorter
+    assert parts_asked("split", (None, 4), {}, 1) is None
+    assert parts_asked("split", (None, (3, 5), -1), {}, 2) == ([3, 5], -1)
+    assert parts_asked("chunk", (None, 2), {}, 2) is None
