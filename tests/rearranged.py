@@ -47,6 +47,24 @@ def blur_of_a_number_of_channels_that_is_told() -> Net:
 
 
 @specimen(least=AB)
+def a_mask_made_of_the_first_channel() -> Net:
+    """The first one stays; the others may go."""
+    run = lambda net, x: net.b(torch.cat([h := net.a(x), torch.ones_like(h[:, :1])], 1))  # noqa: E731
+    return Net(run, a=conv(3, 6), b=conv(7, 4))
+
+
+@specimen(least="a b c c.weight/1 d.weight/1")
+def positions_counted_from_both_ends() -> Net:
+    """What stands before a bound stays, or behind it, if it is counted from the end."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h, g = net.a(x), net.b(x)
+        return net.d(net.c(h[:, 2:]) * h[:, 1:2] + g[:, -3:-1].mean(1, keepdim=True) + g[:, 1].unsqueeze(1))
+
+    return Net(run, a=conv(3, 9), b=conv(3, 9), c=conv(7, 5), d=conv(5, 4))
+
+
+@specimen(least=AB)
 def a_gated_half_by_an_attribute() -> Net:
     """As in WaveNet; the number counts the first half, whichever half is meant."""
     run = lambda net, x: net.b(torch.tanh((h := net.a(x))[:, : net.n]) * torch.sigmoid(h[:, net.n :]))  # noqa: E731

@@ -39,13 +39,13 @@ def sliced_channels() -> Net:
     return between(lambda h: torch.cat([h[:, :2], h[:, 2:].relu()], 1))
 
 
-@trap({}, {"a.weight": ""})
+@trap({"a.weight/0 a.bias/0": 5}, {"a.weight": "fixed positions"})
 def first_channel_alone() -> Net:
-    """Once channel 0 is gone, another one is first."""
+    """Once channel 0 is gone, another one is first; nobody reads the others."""
     return between(lambda h: h[:, :1], width=1)
 
 
-@trap({}, {"a.weight": ""})
+@trap({"a.weight/0 a.bias/0": 5}, {"a.weight": "fixed positions"})
 def last_channel_selected() -> Net:
     return between(lambda h: h[:, -1].unsqueeze(1), width=1)
 

@@ -46,8 +46,8 @@ def slice_(ledger: Ledger, call: Call) -> Labels:
     """`(input, dim, start, end, step)`: a slice that is one of several equal parts is cut like the others."""
     source, labels = call.args[0], list(call.labels(call.args[0]))
     axis, size = call.argument(1, "dim", 0) % source.dim(), source.shape[call.argument(1, "dim", 0)]
-    length, start = call.out.shape[axis], call.argument(2, "start", 0) or 0
-    start = min(start + size if start < 0 else start, size)
+    length, first, end = call.out.shape[axis], call.argument(2, "start", 0) or 0, call.argument(3, "end", None)
+    start = min(first + size if first < 0 else first, size)
     step = call.argument(4, "step", 1)
     if labels and labels[axis] is not None and length < size:
         ids = labels[axis]
@@ -55,16 +55,24 @@ def slice_(ledger: Ledger, call: Call) -> Labels:
             parts = ids.reshape(-1, length)
             ledger.tie(parts[:1], parts, call.place)
         else:
-            ledger.pin(ids, "is cut at fixed positions", call.place)
+            bounds = [first] if end is None or end >= size else [first, end]
+            for fixed in [_counted(ids, bound) for bound in bounds] if step == 1 else [ids]:
+                ledger.pin(fixed, "is cut at fixed positions", call.place)
         labels[axis] = ids[start::step][:length] if length > 1 else None
     return tuple(labels)
 
 
+def _counted(ids: Tensor, bound: int) -> Tensor:
+    """What has to stay so that a position stays where it is: all before it, or, if counted from the end, all behind."""
+    return ids[:bound] if bound >= 0 else ids[bound:]
+
+
 def select(ledger: Ledger, call: Call) -> Labels:
-    """`(input, dim, index)`: one channel, picked by its position, pins them all."""
+    """`(input, dim, index)`: one channel, picked by its position."""
     labels, axis = call.labels(call.args[0]), call.argument(1, "dim", 0) % call.args[0].dim()
-    if labels and labels[axis] is not None:
-        ledger.pin(labels[axis], "is cut at fixed positions", call.place)
+    ids, index = labels[axis] if labels else None, call.argument(2, "index", 0)
+    if ids is not None:
+        ledger.pin(_counted(ids, index + 1 if index >= 0 else index), "is cut at fixed positions", call.place)
     return labels[:axis] + labels[axis + 1 :]
 
 
