@@ -265,8 +265,8 @@ def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows, torch.empty(0, dtype=torch.long)
     kind = torch.zeros(len(rows), dtype=torch.long)
     for column in rows.unbind(1):
-        values, rank = column.unique(return_inverse=True)
-        kind = (kind * len(values) + rank).unique(return_inverse=True)[1]
+        lowest, highest = column.aminmax()
+        kind = (kind * (highest - lowest + 1) + column - lowest).unique(return_inverse=True)[1]
     first = torch.empty(int(kind.max()) + 1, dtype=torch.long)
     first[kind.flip(0)] = torch.arange(len(rows)).flip(0)
     return rows[first], kind
