@@ -10,24 +10,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hfp.channels import ChannelTable, Group
+from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Labels, Ledger, Place, prunable
 from hfp.surgery import in_channels_last
 
 
 def keeps(table: ChannelTable) -> Iterator[Tensor]:
     """The keep vectors of all trials: random parts, and the fewest channels."""
-    parts = _parts(table)
-    for number in range(parts):
+    for number in range(_parts(table)):
         yield random_part(table, number)
-    fewest = smallest_cut(table)
-    for group, rank in _ranked(table):
-        numbers = _numbers(group.width, group.least)
-        # One more of what the random part cuts to the fewest itself, and of what it does not tell from others.
-        more = (numbers[rank % len(numbers)] == group.least) + (len(numbers) <= rank < 2 * len(numbers))
-        if group.width > SMALL:
-            fewest[group.channels[-group.least - more :]] = True
-    yield fewest
+    yield smallest_cut(table)
 
 
 def random_part(table: ChannelTable, number: int = 0) -> Tensor:
@@ -38,9 +30,11 @@ def random_part(table: ChannelTable, number: int = 0) -> Tensor:
     """
     generator = torch.Generator().manual_seed(number)
     keep = torch.zeros(table.channels, dtype=torch.bool)
-    for group, rank in _ranked(table):
+    met: Counter[int] = Counter()
+    for group in table.groups:
         numbers = _numbers(group.width, group.least)
-        some = numbers[rank // len(numbers) ** number % len(numbers)]
+        some = numbers[met[group.width] // len(numbers) ** number % len(numbers)]
+        met[group.width] += 1
         keep[group.channels[torch.randperm(group.width, generator=generator)[:some]]] = True
     return keep
 
@@ -48,34 +42,21 @@ def random_part(table: ChannelTable, number: int = 0) -> Tensor:
 SMALL = 3  # groups of so few channels are told apart by which of them are cut at all
 
 
-def _ranked(table: ChannelTable) -> Iterator[tuple[Group, int]]:
-    """Every group, and how many of its width come before it."""
-    met: Counter[int] = Counter()
-    for group in table.groups:
-        yield group, met[group.width]
-        met[group.width] += 1
-
-
 @cache
 def _numbers(width: int, least: int) -> list[int]:
-    """How many channels of a group may be left in a random part, the nearest to half of them first."""
+    """How many channels of a group may be left in a trial, the nearest to half of them first."""
     # Two at least, where that is a cut: a single channel is not followed by name (see `Cut`).
-    some = max(least, 2 if width > 2 else 1)
-    numbers = range(some, width + 1 if width <= SMALL else max(some + 1, width))
-    nearest = sorted(numbers, key=lambda n: abs(n - width / 2))
-    if width > SMALL:  # the fewest are tried as well, so a group may be whole here, or cut to the fewest
-        nearest += [n for n in (width, least) if n not in numbers]
-    return nearest[:64]
+    least = max(least, 2 if width > 2 else 1)
+    numbers = range(least, width + 1 if width <= SMALL else max(least + 1, width))
+    return sorted(numbers, key=lambda n: abs(n - width / 2))[:64]
 
 
 def _parts(table: ChannelTable) -> int:
-    """How many random parts tell all groups of a width apart, with what the fewest tell: rarely more than one."""
+    """How many random parts tell all groups of a width apart: rarely more than one."""
     widths = Counter(group.width for group in table.groups)
     most = 1
     for group in table.groups:
         choices = len(_numbers(group.width, group.least))
-        if group.width > SMALL and widths[group.width] <= 2 * choices:
-            continue  # the fewest tell the second half of them from the first
         whole = group.width <= SMALL  # none is to be whole in all the parts
         while most < 4 and choices > 1 and choices**most - whole < widths[group.width]:
             most += 1
