@@ -237,9 +237,9 @@ class Repairs:
                 yield from self._attributes(misfit.place.module, ids)
         elif isinstance(extent.found, Told):
             yield Repair(extent.ids, extent.found.attribute, sure=True)
-        elif isinstance(extent.found, Reckoned):
-            yield from self._made_of(extent.found, misfit, table)
         elif extent.found == extent.dense:
+            if isinstance(extent.found, Reckoned):
+                yield from self._made_of(extent.found, misfit, table)
             yield from self._attributes(misfit.place.module, extent.ids)
         else:
             for repair in self.kept:  # an attribute that was changed is asked for here as well
@@ -248,6 +248,8 @@ class Repairs:
                 if as_long and misfit.key in self._asks(name, {path}, table):
                     yield Repair(extent.ids, repair.attribute, sure=True)
             yield from (Repair(extent.ids, others=others) for others in extent.followed)
+            if isinstance(extent.found, Reckoned):
+                yield from self._made_of(extent.found, misfit, table)
 
     def _made_of(self, number: Reckoned, misfit: Misfit, table: ChannelTable) -> Iterator[Repair]:
         """The axes that one of the attributes may count of which a number is made."""
