@@ -1,11 +1,9 @@
-"""A cut network: which channels are left in a trial, and what that leaves of shapes and labels."""
+"""A cut network: what is left of shapes and labels."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,62 +11,6 @@ from torch import Tensor
 from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Labels, Ledger, Place, prunable
 from hfp.surgery import in_channels_last
-
-
-def keeps(table: ChannelTable) -> Iterator[Tensor]:
-    """The keep vectors of all trials: random parts, and the fewest channels."""
-    for number in range(_parts(table)):
-        yield random_part(table, number)
-    yield smallest_cut(table)
-
-
-def random_part(table: ChannelTable, number: int = 0) -> Tensor:
-    """(channels,) bool: about half of every group, the same at every call.
-
-    Groups of the same width keep different numbers of channels, so that a length that follows another group does not
-    look right by chance; where there are more groups than numbers, the parts with other `number`s tell them apart.
-    """
-    generator = torch.Generator().manual_seed(number)
-    keep = torch.zeros(table.channels, dtype=torch.bool)
-    met: Counter[int] = Counter()
-    for group in table.groups:
-        numbers = _numbers(group.width, group.least)
-        some = numbers[met[group.width] // len(numbers) ** number % len(numbers)]
-        met[group.width] += 1
-        keep[group.channels[torch.randperm(group.width, generator=generator)[:some]]] = True
-    return keep
-
-
-SMALL = 3  # groups of so few channels are told apart by which of them are cut at all
-
-
-@cache
-def _numbers(width: int, least: int) -> list[int]:
-    """How many channels of a group may be left in a trial, the nearest to half of them first."""
-    # Two at least, where that is a cut: a single channel is not followed by name (see `Cut`).
-    least = max(least, 2 if width > 2 else 1)
-    numbers = range(least, width + 1 if width <= SMALL else max(least + 1, width))
-    return sorted(numbers, key=lambda n: abs(n - width / 2))[:64]
-
-
-def _parts(table: ChannelTable) -> int:
-    """How many random parts tell all groups of a width apart: rarely more than one."""
-    widths = Counter(group.width for group in table.groups)
-    most = 1
-    for group in table.groups:
-        choices = len(_numbers(group.width, group.least))
-        whole = group.width <= SMALL  # none is to be whole in all the parts
-        while most < 4 and choices > 1 and choices**most - whole < widths[group.width]:
-            most += 1
-    return most
-
-
-def smallest_cut(table: ChannelTable) -> Tensor:
-    """(channels,) bool: the last channel of every group (the last two where one is not enough)."""
-    keep = torch.zeros(table.channels, dtype=torch.bool)
-    for group in table.groups:
-        keep[group.channels[-group.least :]] = True
-    return keep
 
 
 class Cut:

@@ -88,7 +88,8 @@ class Repairs:
     def _look_for_repairs(self, found: Sequence[Misfit], table: ChannelTable) -> None:
         """For those of the misfits that are new."""
         new = [misfit for misfit in found if misfit.key not in self.left]
-        candidates = {misfit.key: list(self._candidates(misfit, table)) for misfit in new}
+        # The same axis may be met in several ways; as different tries, they would use up the few that there are.
+        candidates = {m.key: list({r.key(): r for r in self._candidates(m, table)}.values()) for m in new}
         unsure = [m.key for m in new if _asks_for_a_guess(m) and not any(repair.sure for repair in candidates[m.key])]
         informed = self._informed({key: candidates[key] for key in unsure}, table)
         scalings = {m.key: [Repair(scaling.channels, scaling=scaling) for scaling in m.scalings] for m in new}

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from hfp.attention import MultiheadAttention
 from hfp.attributes import set_size
+from hfp.cache import rows_at_hand
 from hfp.chance import NoChance
 from hfp.copies import copied
 from hfp.inputs import Arguments
@@ -109,15 +110,26 @@ def _is_cut(table: ChannelTable, prefix: str) -> bool:
 
 def sliced(tensor: Tensor, lives: Sequence[Tensor | None]) -> Tensor:
     """A copy of a parameter or buffer with only what stays along each dim: these indices, or all of them (None)."""
-    new = tensor.detach()
-    for dim, indices in enumerate(lives):
-        if indices is not None:
-            new = new.index_select(dim, indices.to(new.device))
-    if all(indices is None for indices in lives):
-        new = new.clone()
+    cut = {dim: indices.to(tensor.device) for dim, indices in enumerate(lives) if indices is not None}
+    new = _selected(tensor.detach(), cut) if cut else tensor.detach().clone()
     if in_channels_last(tensor):
         new = new.contiguous(memory_format=torch.channels_last)
     return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+
+
+def _selected(tensor: Tensor, cut: dict[int, Tensor]) -> Tensor:
+    """`index_select` along several dims, part by part, since most of the time goes into what is between two dims."""
+    (first, indices), *others = cut.items()
+    if not others:
+        return tensor.index_select(first, indices)
+    new = tensor.new_empty([len(cut[dim]) if dim in cut else length for dim, length in enumerate(tensor.shape)])
+    rows = rows_at_hand(tensor, first)
+    for some, part in zip(indices.split(rows), new.split(rows, first), strict=True):
+        left = tensor.index_select(first, some)
+        for dim, there in others[:-1]:
+            left = left.index_select(dim, there)
+        torch.index_select(left, *others[-1], out=part)
+    return new
 
 
 def in_channels_last(tensor: Tensor) -> bool:

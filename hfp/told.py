@@ -51,7 +51,8 @@ def _remembering(name: str) -> Callable[[Reckoned, Any], Any]:
 
     def reckon(number: Reckoned, other: Any) -> Any:
         value = own(number, other)
-        return value if value is NotImplemented else Reckoned(value, (*number.of, *getattr(other, "of", ())))
+        of = (*number.of, *(other.of if isinstance(other, Reckoned) else ()))
+        return value if value is NotImplemented else Reckoned(value, of)
 
     return reckon
 

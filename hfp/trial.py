@@ -23,8 +23,9 @@ from hfp import scaling
 from hfp.attributes import get_size, set_size
 from hfp.blame import Blame
 from hfp.channels import ChannelTable
-from hfp.cut import Cut, keeps
+from hfp.cut import Cut
 from hfp.functions import Functions
+from hfp.keeps import keeps
 from hfp.labels import ANY, Labels, Place
 from hfp.misfit import Extent, Misfit
 from hfp.operands import Operand

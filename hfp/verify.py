@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from hfp import gates, surgery
 from hfp.channels import ChannelTable
-from hfp.cut import random_part
 from hfp.explain import phrase
 from hfp.inputs import Arguments, arguments, placed, rebuild, tells_values
+from hfp.keeps import random_part
 from hfp.rules.own import OWN
 from hfp.watcher import first_line
 

@@ -12,7 +12,7 @@ from zoo import ZOO
 import models
 from hfp import trace
 from hfp.channels import ChannelTable
-from hfp.cut import smallest_cut
+from hfp.keeps import smallest_cut
 from hfp.surgery import compact
 
 

@@ -20,8 +20,8 @@ from zoo import ZOO
 import hfp
 import models
 from hfp import trace
-from hfp.cut import smallest_cut
 from hfp.explain import PLAIN_WIDTH, SHOWN_ROWS, _few, folded, table_data, table_text
+from hfp.keeps import smallest_cut
 from hfp.surgery import compact
 
 

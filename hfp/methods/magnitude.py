@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from hfp.cache import rows_at_hand
 from hfp.channels import ChannelTable, with_products
 from hfp.labels import FIXED, prunable
 from hfp.methods.method import Method, at_once
@@ -19,9 +20,6 @@ from hfp.names import Names
 
 if TYPE_CHECKING:
     from hfp.wrap import GatedModel
-
-CACHED = 2**18
-"""Numbers that a processor has at hand, in its second cache."""
 
 
 def filter_sizes(model: nn.Module, table: ChannelTable, size: Callable[[Tensor], Tensor] = torch.abs) -> Tensor:
@@ -92,7 +90,7 @@ def _sums(size: Callable[[Tensor], Tensor], weight: Tensor, dim: int) -> Tensor:
     Part by part, so that the sizes themselves stay in the cache.
     """
     others = [other for other in range(weight.dim()) if other != dim]
-    rows = max(1, CACHED * weight.shape[dim] // weight.numel())
+    rows = rows_at_hand(weight, dim)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return torch.cat([size(part).sum(others, dtype=dtype) for part in weight.split(rows, dim)])
 

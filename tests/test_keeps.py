@@ -1,0 +1,69 @@
+"""The channels that are left in trials tell groups of a width apart."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch import nn
+
+import hfp
+from hfp.channels import ChannelTable
+from hfp.keeps import keeps, random_part, smallest_cut
+
+
+def chain(widths: list[int]) -> ChannelTable:
+    """Of linear layers; a group of each width."""
+    layers = [nn.Linear(a, b) for a, b in zip([3, *widths], [*widths, 2], strict=True)]
+    return hfp.trace(nn.Sequential(*layers), torch.rand(1, 3))
+
+
+def counts(table: ChannelTable) -> list[list[int]]:
+    """Of each trial, how many channels of each group are left."""
+    return [[int(keep[group.channels].sum()) for group in table.groups] for keep in keeps(table)]
+
+
+@pytest.mark.parametrize(
+    "widths, trials",
+    [
+        ([8], 2),
+        ([8] * 6, 2),  # 2 to 7 of 8
+        ([12] * 12, 2),  # two pairs are told apart by the fewest
+        ([12] * 21, 3),  # none would be left with the fewest
+        ([4] * 3, 2),
+        ([4] * 4, 3),  # 2 and 3 of 4, twice
+        ([4] * 5, 3),
+        ([3] * 4, 3),  # of so few, which are cut at all tells them apart
+        ([2, 8, 2, 8, 2, 8], 3),
+    ],
+)
+def test_any_two_groups_of_a_width_are_told_apart(widths: list[int], trials: int) -> None:
+    every = counts(chain(widths))
+    assert len(every) == trials
+    for a, b in combinations(range(len(widths)), 2):
+        if widths[a] == widths[b]:
+            # With one channel a length fits where it meets another by being spread over it.
+            plain = [trial for trial in every if widths[a] <= 3 or min(trial[a], trial[b]) > 1]
+            assert any(trial[a] != trial[b] for trial in plain), (a, b)
+
+
+@pytest.mark.parametrize("widths", [[2, 3, 4, 5], [12] * 12, [4] * 60, [3] * 9, [2] * 9])
+def test_something_of_every_group_stays_and_all_that_can_go_goes(widths: list[int]) -> None:
+    every = counts(chain(widths))
+    for group, width in enumerate(widths):
+        assert all(1 <= trial[group] <= width for trial in every)
+        assert any(trial[group] < width for trial in every)
+
+
+def test_most_groups_are_left_with_their_fewest() -> None:
+    table = chain([12] * 12)
+    fewest = counts(table)[-1]
+    assert sorted(fewest) == [1] * 8 + [2, 2, 3, 3]
+    assert [int(smallest_cut(table)[group.channels].sum()) for group in table.groups] == [1] * 12
+
+
+def test_the_same_part_at_every_call() -> None:
+    table = chain([16, 16])
+    assert torch.equal(random_part(table), random_part(table))
+    assert not torch.equal(random_part(table), random_part(table, 1))
