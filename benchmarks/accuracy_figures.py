@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -198,22 +199,31 @@ PALETTE = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#1
 MARKERS = "osD^vP"
 
 
+SHOWN = 25.0
+"""Points below the best accuracy that a picture shows; a method that fails altogether would squash all the others."""
+
+
 def draw_curves(results: Sequence[Result], path: Path) -> None:
-    """Accuracy against the share of MACs, a curve a method; results of one group. Whiskers: lowest and highest seed."""
+    """Accuracy against the share of MACs, a curve a method; results of one group. Whiskers: lowest and highest seed.
+
+    What is too low to be shown stands in the legend.
+    """
     from matplotlib.figure import Figure  # slow to load; and without pyplot no display is needed
 
     figure = Figure(figsize=(8.0, 5.5), layout="constrained")
     axes = figure.subplots()
     names = sorted({method_of(one) for one in results} - {"control"}, key=lambda name: (name != "hfp", name))
+    lowest = max(100 * one["finetuned"]["accuracy"] for one in results) - SHOWN
     for number, name in enumerate(names):
         own = [(target, members) for what, target, members in cases(results) if what == name]
         accuracies = [[100 * one["finetuned"]["accuracy"] for one in members] for _, members in own]
         means = [statistics.fmean(each) for each in accuracies]
+        hidden = [f"{mean:.0f} % at {target:g}" for (target, _), mean in zip(own, means, strict=True) if mean < lowest]
         axes.errorbar(
             [statistics.fmean(one["finetuned"]["macs_share"] for one in members) for _, members in own],
-            means,
+            [mean if mean >= lowest else math.nan for mean in means],
             yerr=whiskers(accuracies),
-            label=name,
+            label=f"{name} ({', '.join(hidden)}: not shown)" if hidden else name,
             color=PALETTE[number % len(PALETTE)],
             marker=MARKERS[number % len(MARKERS)],
             linestyle="--" if name.startswith("tp-") else "-",
