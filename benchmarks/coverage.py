@@ -33,9 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ENGINE, RESULTS, Limits, Row, Tell, engine, machine, rows_of, seconds, write_json
+from common import ENGINE, RESULTS, engine, machine, seconds, write_json
 from double import doubled
 from networks import LIBRARIES, Arguments, Network
+from processes import Limits, Row, Tell, rows_of
 from promises import Gated, call, leaves, measured, predicted, random_keep, relative_difference
 from rich.console import Console
 from rich.table import Table

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, Row, engine, machine, write_json
+from common import RESULTS, engine, machine, write_json
+from processes import Row
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn

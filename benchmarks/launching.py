@@ -18,7 +18,7 @@ import faults
 import ptflops  # noqa: F401  # a run imports these when it needs them: here, all lives have them from the beginning
 import sklearn.datasets  # noqa: F401
 import torch
-from common import used_by
+from processes import used_by
 from training_runs import arguments
 
 import train

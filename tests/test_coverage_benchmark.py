@@ -24,7 +24,7 @@ import hfp.surgery
 
 coverage: Any = importlib.import_module("coverage")
 networks: Any = importlib.import_module("networks")
-common: Any = importlib.import_module("common")
+processes: Any = importlib.import_module("processes")
 
 COMMAND = Path(coverage.__file__)
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12, where threads are running
@@ -113,8 +113,8 @@ def task(made_up: Any) -> Any:
 
 
 def row_of(made_up: Any, seconds: float = 30) -> dict[str, Any]:
-    limits = common.Limits(seconds, gb=common.used_by(os.getpid())[1] + 0.5)  # with what the tests have imported
-    [(name, row)] = common.rows_of([task(made_up)], limits)
+    limits = processes.Limits(seconds, gb=processes.used_by(os.getpid())[1] + 0.5)  # with what the tests have imported
+    [(name, row)] = processes.rows_of([task(made_up)], limits)
     assert name == "it"
     return row
 
@@ -157,7 +157,7 @@ def test_rounding_is_told_from_a_wrong_cut(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_rows_come_as_they_are_done() -> None:
     every = [network(perceptron), network(user_error), network(perceptron)]
-    rows = [row["status"] for _, row in common.rows_of(map(task, every), common.Limits(), jobs=2)]
+    rows = [row["status"] for _, row in processes.rows_of(map(task, every), processes.Limits(), jobs=2)]
     assert sorted(rows) == ["held", "held", "unavailable"]
 
 
