@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hfp.attention import scaled_scores
 from hfp.labels import Ask
-from hfp.opened import OPENED, attention, unscaled_scores
+from hfp.opened import attention, opened, unscaled_scores
 from hfp.operands import Operand, find
 from hfp.position import Site
 from hfp.rules.call import values_in
@@ -94,10 +94,11 @@ class Functions(TorchFunctionMode):
         return torch.device("meta") if pretended else argument
 
     def _call(self, func: Any, site: Site, args: Any, kwargs: Any) -> Any:
-        if func in OPENED:
+        body = opened(func, args, kwargs)
+        if body is not None:
             self.watcher.sizes += 1  # the sizes that it is given are lost on the parts of it
             with self.watcher.position.inside(site), self:
-                return OPENED[func](*args, **kwargs)
+                return body(*args, **kwargs)
         if func in _SCALED:
             with self.watcher.position.inside(site):
                 return _SCALED[func](*args, **kwargs)

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from hfp.channels import ChannelTable
 from hfp.labels import extended
 from hfp.names import Names
-from hfp.opened import OPENED
+from hfp.opened import opened
 from hfp.operands import Operand, hide
 from hfp.position import Position, Site
 from hfp.recompute import recomputed
@@ -97,9 +97,9 @@ class _Hiding(TorchFunctionMode):
         if name == "__get__":
             return func(*args, **kwargs)
         site = self.position.site(name)
-        if func in OPENED and site.frame in self.readers.opened:
+        if site.frame in self.readers.opened and (body := opened(func, args, kwargs)):
             with self.position.inside(site), self:
-                return OPENED[func](*args, **kwargs)
+                return body(*args, **kwargs)
         numbers = self.readers.operands_at(site, self.training)
         if numbers:
             operands = [self.readers.operands[number] for number in numbers]

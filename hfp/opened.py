@@ -8,7 +8,7 @@ is traced, since there hiding channels from its arguments is enough.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,12 +55,26 @@ def group_norm(
     axes = list(range(2, grouped.dim()))
     centred = grouped - grouped.mean(axes, keepdim=True)
     normal = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
-    ones = [1] * len(space)
-    return _affine(
-        normal.reshape(input.shape),
-        None if weight is None else weight.reshape(-1, *ones),
-        None if bias is None else bias.reshape(-1, *ones),
-    ).to(_result(input))
+    affine = (_columns(vector, len(space)) for vector in (weight, bias))
+    return _affine(normal.reshape(input.shape), *affine).to(_result(input))
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As `torch.nn.functional.batch_norm` that keeps no statistics: how weights are often standardised."""
+    x = _wide(input)
+    axes = [0, *range(2, x.dim())]
+    centred = x - x.mean(axes, keepdim=True)
+    normal = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    return _affine(normal, *(_columns(v, x.dim() - 2) for v in (weight, bias))).to(_result(input))
 
 
 def var(
@@ -123,6 +137,11 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
+def _columns(vector: Tensor | None, space: int) -> Tensor | None:
+    """With an axis of one for each of space."""
+    return None if vector is None else vector.reshape(-1, *[1] * space)
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -167,3 +186,11 @@ OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.multi_head_attention_forward: attention_body,
     multi_head_attention_forward: attention_body,
 }
+
+
+def opened(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """The function that stands for this call of another, in operators that have rules."""
+    if function is F.batch_norm:
+        statistics = args[1] if len(args) > 1 else kwargs.get("running_mean")
+        return batch_norm if statistics is None else None
+    return OPENED.get(function)

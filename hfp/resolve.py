@@ -34,13 +34,13 @@ def resolve(ledger: Ledger) -> Numbering:
     while True:
         left = root[ids]
         factors, endless = _expanded(root, ids, rows)
-        same, clash = _congruent(left, factors)
-        clash = torch.cat([clash, endless])
-        if clash.numel():
-            pins.append(Pin(clash, "is split into axes in two ways that do not fit", Place("view", "", "")))
+        same, clash = _congruent(left, factors, _found(root, rows))
         if not same.numel():
             break
         root = components(ledger.size, [same], root)
+    clash = torch.cat([clash, endless])
+    if clash.numel():
+        pins.append(Pin(clash, "is split into axes in two ways that do not fit", Place("view", "", "")))
 
     free = torch.zeros(ledger.size + 1, dtype=torch.bool)  # the last entry is for _NONE
     free[root[torch.cat([ids.new_empty(0), *ledger.produced])]] = True
@@ -75,6 +75,11 @@ def _records(ledger: Ledger) -> tuple[Tensor, Tensor]:
     return torch.cat([empty, *(ids for ids, _ in ledger.products)]), torch.cat([empty.reshape(0, most), *rows])
 
 
+def _found(root: Tensor, rows: Tensor) -> Tensor:
+    """The roots of the ids in rows of factors."""
+    return torch.cat([root, torch.tensor([_NONE])])[rows]
+
+
 def _expanded(root: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The factors (n, k) of every record, with factors that are products themselves replaced by their own.
 
@@ -82,12 +87,12 @@ def _expanded(root: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     record = torch.full((len(root) + 1,), _NONE)
     record[root[ids]] = torch.arange(len(ids))
-    rows = table = torch.cat([root, torch.tensor([_NONE])])[rows]
+    rows = plain = _found(root, rows)
     for _ in range(8):
         nested = record[rows] != _NONE
         if not nested.any():
             break
-        deeper = torch.where(nested[..., None], table[record[rows]], _NONE)
+        deeper = torch.where(nested[..., None], plain[record[rows]], _NONE)
         deeper[..., 0] = torch.where(nested, deeper[..., 0], rows)
         rows = _packed(deeper.flatten(1))
     endless = record[rows] != _NONE
@@ -101,16 +106,28 @@ def _packed(rows: Tensor) -> Tensor:
     return rows[:, : int((rows != _NONE).sum(1).max())]
 
 
-def _congruent(left: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    """Ties (2, n) between the factors of equal products, and the ids of those that have other numbers of them."""
+def _congruent(left: Tensor, factors: Tensor, plain: Tensor) -> tuple[Tensor, Tensor]:
+    """Ties (2, n) between the factors of equal products, and the ids of those that have other numbers of them.
+
+    `plain`: factors that are products themselves as they are. Of (a, b, c) and (d, e, f) one may be told only later
+    that d is a product, and that it is a: where the expanded factors are not as many, these may be.
+    """
     order = left.argsort(stable=True)
     left, factors = left[order], factors[order]
     again = (left[1:] == left[:-1]).nonzero().flatten()
-    a, b = factors[again], factors[again + 1]
-    fits = (a == _NONE) == (b == _NONE)
-    whole = fits.all(1)
-    differ = (a != b) & whole[:, None]
-    return torch.stack([a[differ], b[differ]]), left[again[~whole]].unique()
+    ties, fits = _pairs(factors[again], factors[again + 1])
+    other = again[~fits]
+    if not ties.numel() and other.numel():
+        ties, fits = _pairs(plain[order[other]], plain[order[other + 1]])
+        other = other[~fits]
+    return ties, left[other].unique()
+
+
+def _pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Ties (2, n) between the factors (n, k) of rows that have as many, and which rows these are."""
+    fits = ((a == _NONE) == (b == _NONE)).all(1)
+    differ = (a != b) & fits[:, None]
+    return torch.stack([a[differ], b[differ]]), fits
 
 
 def _reasons(root: Tensor, left: Tensor, factors: Tensor, pins: list[Pin]) -> Tensor:

@@ -71,16 +71,22 @@ def group_norms(draw: Draw) -> nn.Module:
 
 
 def computed_weights(draw: Draw) -> nn.Module:
-    """A weight that is standardised, or held as length and direction."""
+    """A weight that is standardised, by hand or by a batch norm, or held as length and direction."""
     before, draw.width = draw.width, draw.new_width()
-    layer = nn.Conv2d(before, draw.width, 3, padding=1)
-    if draw.random.random() < 0.5:
+    groups = 2 if before % 2 == draw.width % 2 == 0 and draw.random.random() < 0.5 else 1
+    layer = nn.Conv2d(before, draw.width, 3, padding=1, groups=groups)
+    kind = draw.random.choice(("length and direction", "by hand", "by a batch norm"))
+    if kind == "length and direction":
         return parametrizations.weight_norm(layer)
 
     def run(net: Any, x: Tensor) -> Tensor:
         w = net.layer.weight
-        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-3)
-        return F.conv2d(x, w, net.layer.bias, padding=1)
+        if kind == "by hand":
+            w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-3)
+        else:
+            rows = w.reshape(1, net.layer.out_channels, -1)
+            w = F.batch_norm(rows, None, None, training=True, eps=1e-3).reshape_as(w)
+        return F.conv2d(x, w, net.layer.bias, padding=1, groups=net.layer.groups)
 
     return Net(run, layer=layer)
 

@@ -192,6 +192,31 @@ def group_norm_of_rows() -> Net:
     return Net(run, a=conv(3, 8), norm=nn.GroupNorm(2, 8), b=nn.Linear(8, 4))
 
 
+def standardised(layer: nn.Conv2d, rows: Tensor) -> Tensor:
+    """The weight of a layer, a row each filter, as BiT and NFNet standardise it: by a batch norm without statistics."""
+    return F.batch_norm(rows[None], None, None, training=True, eps=1e-6)[0].view_as(layer.weight)
+
+
+@specimen(least="a norm b.weight/1 b")
+def weight_standardised_behind_a_group_norm() -> Net:
+    """There the rows that are laid out belong to groups, and to places in them."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.norm(net.a(x)).relu()
+        return net.c(F.conv2d(h, standardised(net.b, net.b.weight.flatten(1)), net.b.bias, padding=1))
+
+    return Net(run, a=conv(3, 16), norm=nn.GroupNorm(4, 16), b=conv(16, 5), c=conv(5, 4))
+
+
+@specimen(least="a b.weight/1 b")
+def weight_standardised_in_wide_groups() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        w = standardised(net.b, net.b.weight.flatten(1))
+        return net.c(F.conv2d(net.a(x), w, net.b.bias, padding=1, groups=2))
+
+    return Net(run, a=conv(3, 6), b=nn.Conv2d(6, 8, 3, padding=1, groups=2), c=conv(8, 4))
+
+
 @specimen(least=AB)
 def instance_norm_by_hand() -> Net:
     return between(lambda h: (h - h.mean((2, 3), keepdim=True)) / (h.var((2, 3), keepdim=True) + 1e-5).sqrt())

@@ -65,6 +65,23 @@ def test_group_norm(shape: tuple[int, ...], groups: int, which: str, dtype: torc
 
 
 @dtypes
+@pytest.mark.parametrize("which", ["weight, bias", "weight", "bias", ""])
+@pytest.mark.parametrize("shape", [(1, 5, 27), (4, 5), (2, 5, 4, 3)])
+def test_batch_norm_without_statistics(shape: tuple[int, ...], which: str, dtype: torch.dtype) -> None:
+    x = 3 * torch.randn(shape, dtype=dtype) + 2
+    weight, bias = vectors([5], which, dtype)
+    args = (None, None, weight, bias, True, 0.0, 1e-3)
+    assert opened.opened(F.batch_norm, (x, *args), {}) is opened.batch_norm
+    assert_equal(opened.batch_norm(x, *args), F.batch_norm(x, *args))
+
+
+def test_batch_norm_with_statistics_is_left_alone() -> None:
+    statistics = {"running_mean": torch.zeros(5), "running_var": torch.ones(5)}
+    assert opened.opened(F.batch_norm, (torch.randn(4, 5),), statistics) is None
+    assert opened.opened(F.batch_norm, (torch.randn(4, 5), *statistics.values()), {}) is None
+
+
+@dtypes
 @pytest.mark.parametrize(
     "args, kwargs",
     [

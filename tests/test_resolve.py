@@ -75,14 +75,14 @@ def assert_sound(ledger: Ledger, found: Numbering, keep: torch.Tensor) -> None:
     assert all(lives[i] for pin in ledger.pins for i in pin.ids.tolist())
 
 
-def random_ledger(seed: int) -> Ledger:
-    """Atoms, products of two atoms, products of such a product and an atom; ties of equals only."""
+def random_ledger(seed: int, ties_of_equals: bool = True) -> Ledger:
+    """Atoms, products of two atoms, products of such a product and an atom; ties of such as are of one kind, or any."""
     draw = random.Random(seed)
     atoms, pairs, nested = range(0, 12), range(12, 20), range(20, 25)
     products: dict[int, tuple[int, ...]] = {i: (draw.choice(atoms), draw.choice(atoms)) for i in pairs}
     products |= {i: (draw.choice(pairs), draw.choice(atoms)) for i in nested}
     kinds = [kind for kind in (atoms, pairs, nested) for _ in range(draw.randint(0, 2))]
-    ties = [(draw.choice(kind), draw.choice(kind)) for kind in kinds]
+    ties = [(draw.choice(kind), draw.choice(kind)) for kind in (kinds if ties_of_equals else [range(25)] * 6)]
     pins = draw.sample(range(25), draw.randint(0, 3))
     return ledger_of(25, ties, products, pins, draw.sample(range(25), draw.randint(3, 15)))
 
@@ -96,6 +96,15 @@ def test_random_ledgers(seed: int) -> None:
     assert {found.of[i].item() for i in channels} == set(range(found.channels))
     assert [found.of[i].item() for i in sorted(channels)] == list(range(found.channels)), "in the order of ids"
     assert all(found.of[i] == found.of[root[i]] for i in range(ledger.size))
+    generator = torch.Generator().manual_seed(seed)
+    for density in (0.0, 0.3, 0.5, 0.8, 1.0):
+        assert_sound(ledger, found, torch.rand(found.channels, generator=generator) < density)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_random_ledgers_that_may_not_fit_are_sound(seed: int) -> None:
+    ledger = random_ledger(seed, ties_of_equals=False)
+    found = resolve(ledger)
     generator = torch.Generator().manual_seed(seed)
     for density in (0.0, 0.3, 0.5, 0.8, 1.0):
         assert_sound(ledger, found, torch.rand(found.channels, generator=generator) < density)
@@ -133,6 +142,14 @@ def test_products_of_different_numbers_of_factors_stay_whole() -> None:
     found = resolve(ledger_of(7, [(0, 3)], {0: (1, 2), 3: (4, 5, 6)}, [], [0, 3]))
     assert found.channels == 0 and (found.of == FIXED).all()
     assert "split into axes in two ways" in found.pins[int(found.why[0])].reason
+
+
+def test_a_factor_may_be_told_to_be_a_product_by_another() -> None:
+    """The weight (0) of what reads heads (8, of 9 and 10) is laid out as a row and back: 1 is 4, and so it is 8."""
+    products = {0: (1, 2, 3), 7: (4, 5, 6), 8: (9, 10)}
+    found = resolve(ledger_of(11, [(0, 7), (4, 8)], products, [], [0, 8]))
+    assert found.channels == 4 and found.of[1] == found.of[4] == found.of[8]
+    assert found.of[2] == found.of[5] and found.of[3] == found.of[6]
 
 
 def test_products_in_products_are_products_of_all() -> None:

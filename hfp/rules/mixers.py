@@ -25,8 +25,13 @@ def _labels(rank: int, axes: dict[int, Tensor | None]) -> Labels:
     return tuple(labels)
 
 
-def read_by(ledger: Ledger, call: Call, x: Tensor | None, weight: Tensor, ids: Tensor | None) -> None:
-    """The labels `x` of an input are read by the labels `ids` of `weight`: tie them, note the reader."""
+def read_by(
+    ledger: Ledger, call: Call, x: Tensor | None, weight: Tensor, ids: Tensor | None, axis: Tensor | None = None
+) -> None:
+    """The labels `x` of an input are read by the labels `ids` of `weight`: tie them, note the reader.
+
+    `axis`: the labels of the input's whole axis, where each index of `weight` reads several of them.
+    """
     name = call.name_of(weight)
     if x is None and ids is not None:
         ledger.pin(ids, "reads values that belong to no channel (the network's input, say)", call.place)
@@ -38,7 +43,8 @@ def read_by(ledger: Ledger, call: Call, x: Tensor | None, weight: Tensor, ids: T
         if name and dims:
             ledger.readers.setdefault(name, set()).update(dims)
         else:  # a gate on the parameter behind a computed weight is not a gate on the weight
-            ledger.ask(x, "zero", "is read by a weight that is computed, not stored", call.place)
+            hidden = x if axis is None else axis
+            ledger.ask(hidden, "zero", "is read by a weight that is computed, not stored", call.place)
 
 
 def convolution(ledger: Ledger, call: Call) -> Labels:
@@ -109,7 +115,7 @@ def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None)
     else:
         ledger.tie(inputs[:1], inputs, call.place)
         ledger.tie(outputs[:1], outputs, call.place)
-        read_by(ledger, call, inputs[0], weight, call.ids(weight, 1))
+        read_by(ledger, call, inputs[0], weight, call.ids(weight, 1), read)
 
 
 def _transposed_groups(ledger: Ledger, call: Call) -> Labels:
