@@ -9,10 +9,11 @@ CACHED = 2**17
 
 
 def rows_at_hand(tensor: Tensor, dim: int) -> int:
-    """How many indices of `dim` make a part that the cache holds.
+    """How many indices of `dim` make a part that the cache holds; all, where it is not a processor's.
 
     >>> import torch
     >>> rows_at_hand(torch.empty(4096, 1024), 0)
     128
     """
-    return max(1, CACHED * tensor.shape[dim] // max(1, tensor.numel()))
+    length = tensor.shape[dim]
+    return max(1, CACHED * length // max(1, tensor.numel()) if tensor.device.type == "cpu" else length)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import models
-from hfp import trace
+from hfp import cache, trace
 from hfp.channels import ChannelTable
-from hfp.surgery import compact, difference
+from hfp.surgery import compact, difference, sliced
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -114,6 +114,29 @@ def test_a_model_that_keeps_an_activation() -> None:
     assert model.last.grad_fn is not None
     assert halved(model).a.out_channels == 3
     assert model.last.grad_fn is not None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tensors_are_sliced_part_by_part(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any number of dims, any of them cut, in parts of any size."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda most: int(torch.randint(1, most + 1, (1,), generator=generator))  # noqa: E731
+    monkeypatch.setattr(cache, "CACHED", draw(40))
+    tensor = torch.randn([draw(7) for _ in range(draw(4))], generator=generator, dtype=torch.float64)
+    lives = [(torch.rand(n, generator=generator) < 0.6).nonzero().flatten() for n in tensor.shape]
+    left: list[Tensor | None] = [None if draw(3) == 1 else indices for indices in lives]
+    expected = tensor
+    for dim, indices in enumerate(left):
+        expected = expected if indices is None else expected.index_select(dim, indices)
+    found = sliced(tensor, left)
+    assert torch.equal(found, expected) and found.data_ptr() != tensor.data_ptr()
+
+
+def test_parts_are_what_the_cache_holds() -> None:
+    assert cache.rows_at_hand(torch.empty(4096, 1024), 0) == cache.CACHED // 1024
+    assert cache.rows_at_hand(torch.empty(3, 10**6), 0) == 1
+    assert cache.rows_at_hand(torch.empty(0, 5), 0) == 1
+    assert cache.rows_at_hand(torch.empty(4096, 1024, device="meta"), 0) == 4096, "of no processor"
 
 
 def test_keeping_everything_is_a_copy() -> None:
