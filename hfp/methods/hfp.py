@@ -17,11 +17,10 @@ where both pulls are equal,
     g = (dL / d phi)^2 / (dC / d phi),
 
 the loss that a channel saves per unit of complexity: a currency for one threshold over all layers. But it is the loss
-of one channel alone. Many alike can be spared one by one, though not all of them, and where cuts are deep the inner
-layers of residual blocks are cut down to one channel, one after another. So the gates of the best quarter of a layer
-count more, the fewer are above them: times a quarter of the width over the rank, as if the layer were to be kept in
-proportion to the logarithm of its width (what economists call proportional fairness). Above a quarter gates alone
-decide.
+of one channel alone. Many alike can be spared one by one, though not all of them, and by their gates alone the inner
+layers of residual blocks are cut down to one channel, one after another. So a gate counts more, the fewer are above it
+in its layer: gate * width / rank, which makes the sum over layers of gate * log(width) large in place of gate * width
+(what economists call proportional fairness). On ResNet-56 the paper, too, reports about equal rates within a stage.
 
 Steps are divided by dC / d phi, so that the gate of a cheap channel gets there as fast as that of a costly one. Closed
 gates keep their value; gates start at 0. No strength has to be set: only the order of the scores matters, and the
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 LEARNING_RATE = 0.002  # of the gates; with momentum 0.9 that averages the pulls of about 50 steps
 WARM_UP = 0.1  # share of the schedule in which gates are trained and nothing is removed
 CUTS = 25  # how often the live channels are chosen anew on the way to the target
-SCARCE = 0.25  # share of a layer, below which it is the dearer, the less of it is left
 
 
 class _TaskGate(torch.autograd.Function):
@@ -102,9 +100,9 @@ def complexity_loss(net: GatedModel) -> Tensor:
 
 
 def scores(net: GatedModel) -> Tensor:
-    """(channels,) the gates, those of the best quarter of each group times a quarter of its width over the rank."""
+    """(channels,) gate * width / rank, of each channel in its group."""
     gates = learned(net).detach().cpu()
-    return gates * (SCARCE / standing(gates, net.table)).clamp_min(1.0)
+    return gates / standing(gates, net.table)
 
 
 def schedule(progress: float) -> float:
