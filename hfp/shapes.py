@@ -1,7 +1,8 @@
 """What the commonest operators give on the meta device.
 
 PyTorch's own kernels for shapes are Python decompositions of up to a millisecond for many an operator: most of the time
-of a run. Here are the plainest cases of a few; all others, and every error, are left to PyTorch.
+of a run. Here are the plainest cases of a few; all others, and their errors, are left to PyTorch. Only what its
+convolution of shapes lets pass, and that of numbers does not, is refused here.
 """
 
 from __future__ import annotations
@@ -145,10 +146,14 @@ def _convolution(
     output_padding: list[int],
     groups: int,
 ) -> Tensor | None:
-    made = weight.shape[0]
-    fits = x.dim() == weight.dim() == len(stride) + 2 and x.shape[1] == weight.shape[1] * groups and made % groups == 0
+    rows, made = weight.shape[0], weight.shape[1] * groups if transposed else weight.shape[0]
+    if rows < groups or rows % groups or (transposed and x.dim() == weight.dim() and rows != x.shape[1]):
+        raise RuntimeError(f"a convolution of {x.shape[1]} channels in {groups} groups has a weight of {rows} rows")
+    if bias is not None and bias.shape != (made,):
+        raise RuntimeError(f"a convolution that makes {made} channels has a bias of the shape {tuple(bias.shape)}")
+    fits = x.dim() == weight.dim() == len(stride) + 2 and x.shape[1] == weight.shape[1] * groups
     alike = x.dtype == weight.dtype and weight.is_meta and x.is_contiguous() and weight.is_contiguous()
-    if transposed or not fits or not alike or not (bias is None or bias.shape == (made,)):
+    if transposed or not fits or not alike:
         return None
     if len(padding) != len(stride) or len(dilation) != len(stride) or 0 in x.shape or 0 in weight.shape:
         return None

@@ -96,6 +96,17 @@ def blur_of_a_number_of_channels_in_the_code() -> Net:
     return Net(run, a=conv(3, 6), b=conv(6, 4), filter=parameter(6, 1, 3, 3))
 
 
+@specimen(pinned={"filter": "cut network fails"})
+def blur_of_a_channel_and_ones() -> Net:
+    """The code makes as many ones as ever, and PyTorch's convolution of shapes does not mind."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = torch.cat([net.a(x), x.new_ones(x.shape[0], 2, *x.shape[2:])], 1)
+        return net.b(F.conv2d(h, net.filter, groups=h.shape[1]))
+
+    return Net(run, a=conv(3, 1), b=conv(3, 4), filter=parameter(3, 1, 3, 3))
+
+
 # ---------------------------------------------------------------------------------------------- channels and space
 
 
