@@ -32,6 +32,24 @@ _SCALED: dict[Callable[..., Any], Callable[..., Any]] = {
     scaled_scores: unscaled_scores,
 }
 """Functions that may scale by the width of their first argument, and what they are followed as."""
+
+
+def _plain_linear(x: Any, weight: Any, bias: Any = None) -> bool:
+    """Whether a linear layer is given nothing unusual."""
+    return bool(x.dim() > 1 and weight.dim() == 2 and (bias is None or bias.dim() == 1))
+
+
+def _plain_matmul(a: Any, b: Any) -> bool:
+    """Whether both operands are batches of matrices: of others, PyTorch makes these first."""
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() > 2 and b.dim() > 2
+
+
+AT_ONCE: dict[Callable[..., Any], Callable[..., bool]] = {
+    F.linear: _plain_linear,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _plain_matmul),
+}
+"""Functions that are followed as one operator, and for which of their arguments: most of a transformer is made of them,
+and each is half a dozen operators."""
 _LEAVING = {"numpy", "__array__", "__dlpack__", "tolist"}
 """Functions that hand values to code which cannot be followed."""
 
@@ -102,6 +120,8 @@ class Functions(TorchFunctionMode):
         if func in _SCALED:
             with self.watcher.position.inside(site):
                 return _SCALED[func](*args, **kwargs)
+        if func in AT_ONCE and not kwargs and AT_ONCE[func](*args):
+            return self.watcher.follow_function(func, args)
         if isinstance(func, Whole):
             with self.watcher.paused(), self:
                 out = func.forward(*args, **kwargs)

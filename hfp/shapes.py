@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 aten = torch.ops.aten
@@ -36,7 +37,15 @@ def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _new(x: Tensor) -> Tensor:
-    return _empty(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
+    """`torch.empty_like(x)`."""
+    if x.is_contiguous():
+        return _empty(x, x.shape)
+    dense = 1  # for axes in another order, without holes or overlaps
+    for step, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length != 1 and step != dense:
+            return torch.empty_like(x)
+        dense *= length
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
 def _like(x: Tensor, *_: Any) -> Tensor | None:
@@ -112,6 +121,24 @@ def _addmm(bias: Any, a: Tensor, b: Tensor) -> Tensor | None:
     return _empty(a, [a.shape[0], b.shape[1]]) if fits and bias.dtype == a.dtype == b.dtype else None
 
 
+def _bmm(a: Tensor, b: Tensor) -> Tensor | None:
+    fits = a.dim() == b.dim() == 3 and a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1]
+    return _empty(a, [*a.shape[:2], b.shape[2]]) if fits and a.dtype == b.dtype and b.is_meta else None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    fits = x.dim() > 0 and weight.dim() == 2 and x.shape[-1] == weight.shape[1] and x.dtype == weight.dtype
+    alike = weight.is_meta and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype))
+    return _empty(x, [*x.shape[:-1], weight.shape[0]]) if fits and alike else None
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor | None:
+    if a.dim() < 3 or b.dim() < 3 or a.shape[-1] != b.shape[-2] or a.dtype != b.dtype or not b.is_meta:
+        return None
+    batch = _broadcast(a.shape[:-2], b.shape[:-2])
+    return None if batch is None else _empty(a, [*batch, a.shape[-2], b.shape[-1]])
+
+
 def _mean(x: Tensor, axes: Any, keepdim: bool = False) -> Tensor | None:
     if not x.is_floating_point() or not axes or not all(-x.dim() <= axis < x.dim() for axis in axes):
         return None
@@ -184,6 +211,9 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, name).Scalar: _compared for name in "eq ne lt le gt ge".split()},
     aten.native_batch_norm.default: _batch_norm,
     aten.addmm.default: _addmm,
+    aten.bmm.default: _bmm,
+    F.linear: _linear,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _matmul),
     aten.pow.Tensor_Scalar: _power,
     aten.convolution.default: _convolution,
     aten.mean.dim: _mean,

@@ -149,6 +149,8 @@ class _Trial:
             read = [ids for ids in self.watcher.labels(self.watcher.read) if ids is not None]
             touched = self.blame.read(self.at, read)  # the axes of which the size was read last
             self._misfit(self._expected(), how, path=path, line=line, touched=touched, ends=True)
+        finally:
+            del self.watcher  # which knows the trial in turn: no cycle is to outlive the run
         return self.found
 
     def _expected(self) -> Step | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
@@ -91,6 +91,11 @@ class Watcher(TorchDispatchMode):
             self._memory.meet(tensor)
         self._on_meta: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch asks, and wraps `__torch_dispatch__` unless this is false: there is nothing to compile in a trace."""
+        return False
+
     def labels(self, tensor: Any) -> Labels:
         """The labels of a tensor, `()` if it has none on any axis."""
         return self._memory.labels(tensor)
@@ -139,6 +144,13 @@ class Watcher(TorchDispatchMode):
         name = operator_name(func)
         self._pass_name_on(name, args, out)
         self._follow(func, args, kwargs, out, name, func.overloadpacket in flop_registry)
+        return out
+
+    def follow_function(self, func: Callable[..., Any], args: Any) -> Any:
+        """A function of several operators that has a rule of its own is called, and is one step."""
+        with self.paused(), _pop_mode_temporarily():
+            out = outputs(func, args, {})
+            self._follow(func, args, {}, out, func.__name__.strip("_"), counted=True)
         return out
 
     def follow_module(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:

@@ -34,7 +34,7 @@ def strided(generator: random.Random, *shape: int) -> Tensor:
 
 def arguments(func: Any, generator: random.Random) -> tuple[Any, ...]:
     """Random arguments, of which some do not fit."""
-    name = func.overloadpacket.__name__
+    name = getattr(func, "overloadpacket", func).__name__.strip("_")
     x = strided(generator, *some(generator, generator.randint(0, 4)))
     if name == "native_batch_norm":
         c = generator.randint(1, 4)
@@ -43,6 +43,18 @@ def arguments(func: Any, generator: random.Random) -> tuple[Any, ...]:
     if name == "addmm":
         n, k, m = some(generator, 3)
         return meta(generator.choice([m, 1, 7])), meta(n, k), meta(generator.choice([k, 4]), m)
+    if name == "linear":
+        k, m = some(generator, 2)
+        x = strided(generator, *some(generator, generator.randint(0, 3)), k)
+        return x, meta(m, generator.choice([k, k, 4])), generator.choice([None, meta(m), meta(1)])
+    if name == "matmul":
+        n, k, m = some(generator, 3)
+        batches = ([1] * generator.randint(0, 2) + some(generator, generator.randint(1, 2)) for _ in range(2))
+        a, b = ([generator.choice([1, 2]) for _ in batch] for batch in batches)
+        return strided(generator, *a, n, k), strided(generator, *b, generator.choice([k, k, 4]), m)
+    if name == "bmm":
+        b, n, k, m = some(generator, 4)
+        return strided(generator, b, n, k), strided(generator, generator.choice([b, 1]), generator.choice([k, 4]), m)
     if name == "convolution":
         groups, rank = generator.choice([1, 1, 2]), generator.randint(1, 3)
         weight = meta(generator.choice([1, 2, 2, 2, 3]) * groups, 3, *[generator.randint(1, 3) for _ in range(rank)])
@@ -61,9 +73,9 @@ def arguments(func: Any, generator: random.Random) -> tuple[Any, ...]:
         return [strided(generator, *shape), strided(generator, *shape[:-1], 4)], generator.randint(-3, 2)
     if func in (aten.hardtanh.default, aten.hardtanh_.default):
         return x, 0.0, 6.0
-    if name.startswith(("_softmax", "_log_softmax")):
+    if name.startswith(("softmax", "log_softmax")):
         return x, generator.randint(-2, 2), False
-    if name == "_safe_softmax":
+    if name == "safe_softmax":
         return x, generator.randint(-2, 2)
     if func._overloadname in ("Scalar", "Tensor_Scalar"):
         return x, generator.choice([2, 0.5, True])

@@ -177,44 +177,67 @@ def _add_bias(ledger: Ledger, call: Call, made: Tensor | None, bias: Tensor) -> 
             ledger.pin(made, "has a bias without labels", call.place)
 
 
-def count_macs(ledger: Ledger, call: Call, fixed: int, axes: list[tuple[Tensor, int]]) -> None:
-    """Multiply-adds: `fixed` times the live length of each axis."""
-    factors = []
+def count_macs(
+    ledger: Ledger, call: Call, fixed: int, axes: list[tuple[Tensor, int]], factors: tuple[Tensor, ...] = ()
+) -> None:
+    """Multiply-adds: `fixed` times the live length of each axis, and of each of the `factors`, vectors of ids."""
     for tensor, axis in axes:
         ids = call.ids(tensor, axis)
         if ids is None:
             fixed *= tensor.shape[axis]
         else:
-            factors.append(ids)
-    ledger.macs.append(Term(fixed, tuple(factors), call.place.module))
+            factors = (*factors, ids)
+    ledger.macs.append(Term(fixed, factors, call.place.module))
+
+
+def addmm(ledger: Ledger, call: Call) -> Labels:
+    """`mm(a, b)` of a (M, K) and b (K, N), `bmm` with one batch axis, `addmm` and `baddbmm` with a bias before them."""
+    labels = matmul(ledger, call)
+    if len(call.args) == 3:
+        bias = call.args[0]
+        _add_bias(ledger, call, labels[-1], bias)
+        for axis in range(-bias.dim(), -1):
+            ids, own = labels[axis], call.ids(bias, axis)
+            if ids is not None and own is not None:
+                ledger.tie(ids, own, call.place)
+            elif ids is not None and bias.shape[axis] > 1:
+                ledger.pin(ids, "has a bias without labels", call.place)
+    return labels
 
 
 def matmul(ledger: Ledger, call: Call) -> Labels:
-    """`mm(a, b)` of a (..., M, K) and b (..., K, N), `bmm` with one batch axis, `addmm` and `baddbmm` with a bias."""
+    """Products of a (..., M, K) and b (..., K, N), the last two arguments; the axes before these broadcast."""
     a, b = call.args[-2:]
     left, right = call.ids(a, -1), call.ids(b, -2)
     _read(ledger, call, a, left, b, right)
-    batch = _batch(ledger, call, a, b) if a.dim() == 3 else None
+    batch = {axis: _batch(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)}
     rows, columns = call.ids(a, -2), call.ids(b, -1)
     for ids, weight in ((rows, a), (columns, b)):
         if ids is not None and call.name_of(weight) is not None:
             ledger.produced.append(ids)
-    labels = _labels(call.out.dim(), {0: batch, -2: rows, -1: columns} if a.dim() == 3 else {0: rows, 1: columns})
-    if len(call.args) == 3:
-        bias = call.args[0]
-        _add_bias(ledger, call, columns, bias)
-        if bias.dim() > 1:
-            for axis in range(-bias.dim(), -1):
-                ids, own = labels[axis], call.ids(bias, axis)
-                if ids is not None and own is not None:
-                    ledger.tie(ids, own, call.place)
-                elif ids is not None and bias.shape[axis] > 1:
-                    ledger.pin(ids, "has a bias without labels", call.place)
     # The labels of channels, where the other operand is alike all along (zeros, the first hidden state of an LSTM).
     inner = (b, -2) if left is None or not prunable(left) else (a, -1)
-    stacked = [(b if batch is not None and batch is not call.ids(a, 0) else a, 0)] if a.dim() == 3 else []
-    count_macs(ledger, call, 1, [*stacked, (a, -2), inner, (b, -1)])
-    return labels
+    fixed = prod(call.out.shape[axis] for axis, ids in batch.items() if ids is None)
+    factors = tuple(ids for ids in batch.values() if ids is not None)
+    count_macs(ledger, call, fixed, [(a, -2), inner, (b, -1)], factors)
+    return _labels(call.out.dim(), {**batch, -2: rows, -1: columns})
+
+
+def linear(ledger: Ledger, call: Call) -> Labels:
+    """`(x, weight, bias)`: as one operator, not the views and the product that PyTorch makes of it."""
+    x, weight, *bias = call.args
+    made = call.ids(weight, 0)
+    _read(ledger, call, x, call.ids(x, -1), weight, call.ids(weight, 1))
+    if made is not None and call.name_of(weight) is not None:
+        ledger.produced.append(made)
+    places = (call.labels(x) or (None,) * x.dim())[:-1]
+    if call.name_of(x) is not None:
+        ledger.produced += [ids for ids in places if ids is not None]
+    if bias and bias[0] is not None:
+        _add_bias(ledger, call, made, bias[0])
+    read = (weight, 1) if call.ids(x, -1) is None or not prunable(call.ids(x, -1)) else (x, -1)
+    count_macs(ledger, call, 1, [*((x, axis) for axis in range(x.dim() - 1)), read, (weight, 0)])
+    return (*places, made)
 
 
 def matrix_vector(ledger: Ledger, call: Call) -> Labels:
@@ -245,10 +268,13 @@ def _read(ledger: Ledger, call: Call, a: Tensor, left: Tensor | None, b: Tensor,
                 ledger.pin(ids, "is multiplied by a tensor of its own, fixed size", call.place)
 
 
-def _batch(ledger: Ledger, call: Call, a: Tensor, b: Tensor) -> Tensor | None:
-    """The labels of a batch of products (the heads of attention): those of both batches, one by one."""
-    ids = [call.ids(tensor, 0) for tensor in (a, b)]
-    if ids[0] is not None and ids[1] is not None:
+def _batch(ledger: Ledger, call: Call, a: Tensor, b: Tensor, axis: int) -> Tensor | None:
+    """The labels along an axis of a batch of products (the heads of attention): those of both batches, one by one."""
+    there = [tensor for tensor in (a, b) if tensor.dim() >= -axis and tensor.shape[axis] > 1]
+    ids = [call.ids(tensor, axis) for tensor in there]
+    if len(ids) == 1:  # the other is broadcast
+        return ids[0]
+    if ids and ids[0] is not None and ids[1] is not None:
         ledger.tie(ids[0], ids[1], call.place)
         return ids[1] if not prunable(ids[0]) else ids[0]
     for own in ids:
@@ -271,7 +297,9 @@ def embedding(ledger: Ledger, call: Call) -> Labels:
 MIXERS: dict[str, Rule] = {
     "convolution": convolution,
     "torchvision::deform_conv2d": deform_conv2d,
-    **dict.fromkeys("mm bmm addmm baddbmm".split(), matmul),
+    **dict.fromkeys("mm bmm matmul".split(), matmul),
+    **dict.fromkeys("addmm baddbmm".split(), addmm),
+    "linear": linear,
     **dict.fromkeys("mv addmv dot vdot".split(), matrix_vector),
     **dict.fromkeys("embedding _embedding_bag _embedding_bag_forward_only".split(), embedding),
 }
