@@ -215,11 +215,9 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     for ids, weight in ((rows, a), (columns, b)):
         if ids is not None and call.name_of(weight) is not None:
             ledger.produced.append(ids)
-    # The labels of channels, where the other operand is alike all along (zeros, the first hidden state of an LSTM).
-    inner = (b, -2) if left is None or not prunable(left) else (a, -1)
     fixed = prod(call.out.shape[axis] for axis, ids in batch.items() if ids is None)
     factors = tuple(ids for ids in batch.values() if ids is not None)
-    count_macs(ledger, call, fixed, [(a, -2), inner, (b, -1)], factors)
+    count_macs(ledger, call, fixed, [(a, -2), _read_along(call, a, (b, -2)), (b, -1)], factors)
     return _labels(call.out.dim(), {**batch, -2: rows, -1: columns})
 
 
@@ -235,8 +233,8 @@ def linear(ledger: Ledger, call: Call) -> Labels:
         ledger.produced += [ids for ids in places if ids is not None]
     if bias and bias[0] is not None:
         _add_bias(ledger, call, made, bias[0])
-    read = (weight, 1) if call.ids(x, -1) is None or not prunable(call.ids(x, -1)) else (x, -1)
-    count_macs(ledger, call, 1, [*((x, axis) for axis in range(x.dim() - 1)), read, (weight, 0)])
+    rows = [(x, axis) for axis in range(x.dim() - 1)]
+    count_macs(ledger, call, 1, [*rows, _read_along(call, x, (weight, 1)), (weight, 0)])
     return (*places, made)
 
 
@@ -250,6 +248,15 @@ def matrix_vector(ledger: Ledger, call: Call) -> Labels:
     if len(call.args) == 3:
         _add_bias(ledger, call, rows, call.args[0])
     return (rows,) if a.dim() == 2 else ()
+
+
+def _read_along(call: Call, x: Tensor, other: tuple[Tensor, int]) -> tuple[Tensor, int]:
+    """The axis that is summed over: that of the other operand, where x has no channels, or is alike all along.
+
+    As zeros are, the first hidden state of an LSTM.
+    """
+    ids = call.ids(x, -1)
+    return other if ids is None or not prunable(ids) else (x, -1)
 
 
 def _read(ledger: Ledger, call: Call, a: Tensor, left: Tensor | None, b: Tensor, right: Tensor | None) -> None:
