@@ -27,9 +27,8 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     """As `torch.nn.functional.layer_norm`."""
-    axes, x = _normalised(input, normalized_shape), _wide(input)
-    centred = x - x.mean(axes, keepdim=True)
-    return _affine(centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt(), weight, bias).to(_result(input))
+    normal = _standardised(_wide(input), _normalised(input, normalized_shape), eps)
+    return _affine(normal, weight, bias).to(_result(input))
 
 
 def rms_norm(
@@ -52,9 +51,7 @@ def group_norm(
     """As `torch.nn.functional.group_norm`."""
     batch, channels, *space = input.shape
     grouped = _wide(input).reshape(batch, num_groups, channels // num_groups, *space)
-    axes = list(range(2, grouped.dim()))
-    centred = grouped - grouped.mean(axes, keepdim=True)
-    normal = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    normal = _standardised(grouped, list(range(2, grouped.dim())), eps)
     affine = (_columns(vector, len(space)) for vector in (weight, bias))
     return _affine(normal.reshape(input.shape), *affine).to(_result(input))
 
@@ -71,9 +68,7 @@ def batch_norm(
 ) -> Tensor:
     """As `torch.nn.functional.batch_norm` that keeps no statistics: how weights are often standardised."""
     x = _wide(input)
-    axes = [0, *range(2, x.dim())]
-    centred = x - x.mean(axes, keepdim=True)
-    normal = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    normal = _standardised(x, [0, *range(2, x.dim())], eps)
     return _affine(normal, *(_columns(v, x.dim() - 2) for v in (weight, bias))).to(_result(input))
 
 
@@ -119,6 +114,12 @@ def _normalised(input: Tensor, shape: Sequence[int]) -> list[int]:
     if list(input.shape[-len(shape) :]) != shape:
         raise RuntimeError(f"normalized_shape={shape} does not fit an input of shape {list(input.shape)}")
     return list(range(-len(shape), 0))
+
+
+def _standardised(x: Tensor, axes: list[int], eps: float) -> Tensor:
+    """With a mean of 0 and a variance of 1 along the axes."""
+    centred = x - x.mean(axes, keepdim=True)
+    return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -192,5 +193,6 @@ def opened(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     """The function that stands for this call of another, in operators that have rules."""
     if function is F.batch_norm:
         statistics = args[1] if len(args) > 1 else kwargs.get("running_mean")
-        return batch_norm if statistics is None else None
+        training = args[5] if len(args) > 5 else kwargs.get("training", False)
+        return batch_norm if statistics is None and training else None  # else an error, which PyTorch explains
     return OPENED.get(function)
