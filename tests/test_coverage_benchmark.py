@@ -155,6 +155,23 @@ def test_rounding_is_told_from_a_wrong_cut(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(0 < cut["double_error"] < 1e-12 < cut["error"] < 1e-5 for cut in row["cuts"])
 
 
+class Chaos(nn.Module):
+    """The logistic map, which doubles a difference at every step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sigmoid()
+        for _ in range(100):
+            x = 4 * x * (1 - x)
+        return x
+
+
+def test_chaos_is_told_from_a_wrong_cut() -> None:
+    """Where the last digit of the inputs changes all, the order of a sum does as well: the row says so."""
+    row = row_of(network(lambda: nn.Sequential(nn.Linear(6, 500), nn.ReLU(), nn.Linear(500, 6), Chaos())))
+    assert row["status"] == "held"
+    assert all(cut["double_error"] > 1e-3 and cut["rounding"] > 1e-3 for cut in row["cuts"])
+
+
 def test_rows_come_as_they_are_done() -> None:
     every = [network(perceptron), network(user_error), network(perceptron)]
     rows = [row["status"] for _, row in processes.rows_of(map(task, every), processes.Limits(), jobs=2)]
