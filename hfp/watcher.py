@@ -91,11 +91,6 @@ class Watcher(TorchDispatchMode):
             self._memory.meet(tensor)
         self._on_meta: dict[int, tuple[Tensor, Tensor]] = {}
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """PyTorch asks, and wraps `__torch_dispatch__` unless this is false: there is nothing to compile in a trace."""
-        return False
-
     def labels(self, tensor: Any) -> Labels:
         """The labels of a tensor, `()` if it has none on any axis."""
         return self._memory.labels(tensor)
