@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import chain
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from hfp.operands import Operand
 from hfp.position import Position, Site
 from hfp.ptflops_count import PtflopsCounter
 from hfp.rules.own import OwnRuleError, Whole, rule_of
+from hfp.siblings import follow_siblings
 from hfp.sizes import reads_widths
 from hfp.told import ASKING, attributes_asked, mark
 from hfp.watcher import RuleError, Step, Watcher, caller, first_line
@@ -138,6 +140,8 @@ def _run(subject: Subject, real: bool) -> Run:
     seen.reads_widths = reads_widths(subject.model, {name.partition(".")[0] for _, name in ledger.attributes})
     if not alike or seen.reads_widths or seen.sized[False]:  # a trial is told more by a training run, of a batch of two
         _watch_training(subject, shadows, seen)
+    if real:
+        follow_siblings(subject.names, ledger, chain.from_iterable(seen.steps.values()))
     if True not in seen.steps:
         seen.operands += [replace(operand, training=True) for operand in seen.operands]
     return seen

@@ -164,3 +164,15 @@ def test_a_pin_names_the_line_in_torchvision() -> None:
     model.layer1[0].downsample.constant = torch.ones(64, 1, 1)  # no buffer: it would not be cut
     lines = {pinned.place.line.split(":")[0] for pinned in trace(model, torch.zeros(1, 3, 32, 32)).pinned}
     assert "resnet.py" in lines and "test_tracing.py" not in lines
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, about hooks
+def test_a_part_that_is_compiled_is_followed_and_not_compiled() -> None:
+    def backend(*_: Any) -> Any:
+        raise AssertionError("nothing is to be compiled")
+
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(6, 5, 3)), nn.Conv2d(5, 4, 3))
+    plain = trace(model, X)
+    model[1] = torch.compile(model[1], backend=backend)  # type: ignore[assignment]
+    table = trace(model, X)
+    assert [group.width for group in table.groups] == [group.width for group in plain.groups] == [6, 5]
