@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from hfp.channels import ChannelTable
 from hfp.labels import extended
-from hfp.names import Names
+from hfp.names import Names, tensor_of
 from hfp.opened import opened
 from hfp.operands import Operand, hide
 from hfp.position import Position, Site
@@ -57,7 +57,7 @@ class Readers(nn.Module):
         for number, (name, dim, names) in enumerate(self.places):
             weight = found.get(name)
             if weight is None:
-                weight = model.get_parameter(name)
+                weight = tensor_of(model, name)
                 weight = weight.detach() if frozen else weight
             columns = every[getattr(self, f"channels{number}")].to(weight)
             found.update(

@@ -47,3 +47,10 @@ class Names:
                 parameters = list(tensors)
         names = {module: prefix for prefix, module in modules}
         return Names(names, tensors, parameters, aliases)
+
+
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of this name."""
+    owner, _, key = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(owner), key)
+    return tensor

@@ -244,9 +244,10 @@ class Repairs:
             yield from self._attributes(misfit.place.module, extent.ids)
         else:
             for repair in self.kept:  # an attribute that was changed is asked for here as well
-                path, name = repair.attribute or ("", "")
-                as_long = extent.dense == len(repair.ids) and _within(misfit.place.module, path)
-                if as_long and misfit.key in self._asks(name, {path}, table):
+                if repair.attribute is None or len(repair.ids) != extent.dense:
+                    continue
+                path, name = repair.attribute
+                if _within(misfit.place.module, path) and misfit.key in self._asks(name, {path}, table):
                     yield Repair(extent.ids, repair.attribute, sure=True)
             yield from (Repair(extent.ids, others=others) for others in extent.followed)
             if isinstance(extent.found, Reckoned):

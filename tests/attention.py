@@ -429,6 +429,20 @@ def grouped_query_by_five_dimensions() -> Net:
     return attended(run, SIX_HEADS, kv_heads=2, **apart(SIX_HEADS, 2))
 
 
+@specimen(shapes=TOKENS)
+def keys_of_fewer_tokens_and_a_width_read_off_the_stream() -> Net:
+    """As in a Linformer. It stays whole so far, since each -1 takes up what does not fit."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        k, v = (torch.einsum("bnd,nk->bkd", t, net.fewer) for t in (net.k(x), net.v(x)))
+        q, k, v = (t.reshape(b, -1, net.heads, d // net.heads).transpose(1, 2) for t in (net.q(x), k, v))
+        weights = (torch.einsum("bhnd,bhkd->bhnk", q, k) * (d // net.heads) ** -0.5).softmax(-1)
+        return net.proj(torch.einsum("bhnk,bhkd->bhnd", weights, v).transpose(1, 2).reshape(b, n, -1))
+
+    return attended(run, NARROW, fewer=parameter(5, 4), **apart(NARROW))
+
+
 # ---------------------------------------------------------------------------------------------- all sizes alike
 
 

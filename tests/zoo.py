@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from joins import JOINS
@@ -126,6 +128,18 @@ def prelu() -> Net:
 @specimen({places("a", "scale/0", "b.weight/1"): 6})
 def layer_scale() -> Net:
     return Net(lambda net, x: net.b(net.a(x) * net.scale), a=conv(3, 6), b=conv(6, 4), scale=parameter(6, 1, 1))
+
+
+@specimen({places("a", "features/0"): 6, "features/1 b.weight/1": 5})
+def projection_that_is_a_buffer() -> Net:
+    """As the random features of a linear attention: no parameter, but it reads and makes channels like one."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        return net.b((net.a(x).movedim(1, -1) @ net.features).relu().movedim(-1, 1))
+
+    net = Net(run, a=conv(3, 6), b=conv(5, 4))
+    net.register_buffer("features", torch.randn(6, 5))
+    return net
 
 
 @specimen({places("a", "shift/1", "b.weight/1"): 6})

@@ -30,6 +30,7 @@ from hfp.channels import ChannelTable, with_products
 from hfp.labels import FIXED
 from hfp.methods.magnitude import learned, relative
 from hfp.methods.method import Method, after
+from hfp.names import tensor_of
 
 if TYPE_CHECKING:
     from hfp.wrap import GatedModel
@@ -83,7 +84,7 @@ def _watching(net: GatedModel) -> Iterator[None]:
             module = net.model.get_submodule(owner)
             dense = isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1)
             if attribute == "weight" and dim == 1 and dense:
-                hook = partial(_gather, net, net.table.axes[name][dim], net.model.get_parameter(name))
+                hook = partial(_gather, net, net.table.axes[name][dim], tensor_of(net.model, name))
                 stack.enter_context(_removed(module.register_forward_pre_hook(hook)))
         yield
 
