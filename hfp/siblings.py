@@ -1,13 +1,14 @@
 """Modules that nothing has reached: experts of a mixture that none of the example inputs was sent to.
 
 Where values decide what runs, a part of the model may not have run, and nothing is known of its channels. It is taken
-to read and to make those that a sibling does, a module of the same class and shapes beside it that has run; what else
-is inside it stays whole.
+to be like a sibling, a module of the same class and shapes beside it that has run: to read and to make the same
+channels, and to have as many of its own. So the table does not depend on which of them the example inputs have reached.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -15,16 +16,22 @@ from torch import Tensor, nn
 
 from hfp.labels import Ledger, Place
 from hfp.names import Names
+from hfp.operands import Operand
 from hfp.watcher import Step
 
 Own = Mapping[str, str]
 """Place in a module -> name of a tensor."""
 
 
-def follow_siblings(names: Names, ledger: Ledger, steps: Iterable[Step]) -> None:
-    """Tie modules that have not run to their siblings. Of those that have none, there is a note."""
+def follow_siblings(
+    names: Names, ledger: Ledger, steps: Iterable[Step], operands: Sequence[Operand]
+) -> Iterator[Operand]:
+    """Tie modules that have not run to their siblings. Of those that have none, there is a note.
+
+    The operands of their functions, where `operands` are those of what has run.
+    """
     ran = set(_reached(ledger, steps))
-    shared = _Shared(ledger)
+    shared = _Shared(ledger, operands)
     alone = []
     for parent, path in names.modules.items():
         prefix = f"{path}." if path else ""
@@ -36,11 +43,11 @@ def follow_siblings(names: Names, ledger: Ledger, steps: Iterable[Step]) -> None
         if idle and path and path not in ran:
             continue  # the parent itself has not run, and was seen to
         for child in idle:
-            sibling = next((other for other in own if other not in idle and kinds[other] == kinds[child]), None)
-            if sibling is None:
-                alone.append(child)
+            alike = (other for other in own if other not in idle and kinds[other] == kinds[child])
+            if (sibling := next(alike, None)) is not None and shared.can_be_followed(own[sibling], sibling):
+                yield from shared.follow(child, own[child], sibling, own[sibling])
             else:
-                shared.follow(own[child], own[sibling], Place("sibling", child, ""))
+                alone.append(child)
     if alone:
         ledger.notes.append(
             f"{', '.join(alone)} did not run on the example inputs, whose values decide what does: where it reads "
@@ -70,23 +77,65 @@ def _shapes(own: Own, ledger: Ledger) -> dict[str, list[int]]:
 class _Shared:
     """Knows which axes of a module are tied to some outside of it, from what has run."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.root = ledger, ledger.roots()
+    def __init__(self, ledger: Ledger, operands: Sequence[Operand]) -> None:
+        self.ledger, self.operands, self.root = ledger, operands, ledger.roots()
         self.times = self._count(ledger.axes)
+        self.produced, self.wide = self._among(ledger.produced), self._among(ledger.wide)
+        # Of what is told by factors, or counted by an attribute, a copy would take more than ties.
+        self.entangled = self._among([ids for record in ledger.products for ids in record])
+        self.entangled |= self._among(ledger.attributes.values())
+        self.pin = torch.full((ledger.size,), len(ledger.pins))  # the first that holds a root
+        for number, pin in reversed(list(enumerate(ledger.pins))):
+            self.pin[self.root[pin.ids]] = number
+
+    def _among(self, vectors: Iterable[Tensor]) -> Tensor:
+        """(ids,) bool: which roots are among these."""
+        found = torch.zeros(self.ledger.size + 1, dtype=torch.bool)  # the last entry is for what is no id
+        ids = torch.cat([_NO_IDS, *(ids.flatten() for ids in vectors)])
+        found[torch.where(ids < 0, -1, self.root[ids])] = True
+        return found[:-1]
 
     def _count(self, tensors: Iterable[str]) -> Tensor:
         """Root -> how often it stands in these tensors."""
-        axes = [ids for name in tensors for ids in self.ledger.axes[name]]
-        return self.root[torch.cat(axes)].bincount(minlength=len(self.root))
+        return self.root[self._ids(tensors)].bincount(minlength=len(self.root))
 
-    def follow(self, idle: Own, sibling: Own, place: Place) -> None:
-        """Tie the axes of a module to those that its sibling shares, and have it read where that one reads."""
+    def _ids(self, tensors: Iterable[str]) -> Tensor:
+        return torch.cat([_NO_IDS, *(ids for name in tensors for ids in self.ledger.axes[name])])
+
+    def _operands_in(self, path: str) -> list[Operand]:
+        frames = (f"{path}.", f"{path}|")
+        return [operand for operand in self.operands if f"{operand.site.inside}|".startswith(frames)]
+
+    def can_be_followed(self, own: Own, path: str) -> bool:
+        """Whether its functions work across channels of named tensors only, and none is told by factors."""
+        channels = self._among(operand.channels for operand in self._operands_in(path))
+        named = self._among([self._ids(own.values())]) | (self.times > 0)
+        return not bool((channels & (~named | self.entangled)).any())
+
+    def follow(self, path: str, idle: Own, beside: str, sibling: Own) -> Iterator[Operand]:
+        """Tie what the sibling shares to the same, and what lies inside as it does there; read where that one reads."""
+        ledger, place = self.ledger, Place("sibling", path, "")
+        ids, others = self._ids(idle.values()), self._ids(sibling[key] for key in idle)
+        root = self.root[others]
         outside = self.times > self._count(set(sibling.values()))
+        shared, inside = outside[root], ~outside[root] & ~self.entangled[root]
+        first = torch.full_like(self.root, ledger.size).scatter_reduce(0, root[inside], ids[inside], "amin")
+        ledger.tie(ids[shared], others[shared], place)
+        ledger.tie(first[root[inside]], ids[inside], place)
+        ledger.produced.append(ids[inside & self.produced[root]])
+        ledger.wide.append(ids[inside & self.wide[root]])
+        for number in self.pin[root[inside]].unique().tolist():
+            if number < len(ledger.pins):
+                pin = ledger.pins[number]
+                ledger.pin(ids[inside & (self.pin[root] == number)], pin.reason, pin.place)
         for key, name in idle.items():
-            for dim, (ids, others) in enumerate(
-                zip(self.ledger.axes[name], self.ledger.axes[sibling[key]], strict=True)
-            ):
-                if bool(outside[self.root[others]].any()):
-                    self.ledger.tie(ids, others, place)
-                    if dim in self.ledger.readers.get(sibling[key], ()):
-                        self.ledger.readers.setdefault(name, set()).add(dim)
+            if dims := ledger.readers.get(sibling[key]):
+                ledger.readers.setdefault(name, set()).update(dims)
+        own = torch.where(first < ledger.size, first, torch.arange(ledger.size))  # of each root
+        for operand in self._operands_in(beside):
+            site = operand.site._replace(inside=path + operand.site.inside.removeprefix(beside))
+            channels = torch.where(operand.channels < 0, operand.channels, own[self.root[operand.channels]])
+            yield replace(operand, site=site, channels=channels)
+
+
+_NO_IDS = torch.empty(0, dtype=torch.long)

@@ -141,7 +141,8 @@ def _run(subject: Subject, real: bool) -> Run:
     if not alike or seen.reads_widths or seen.sized[False]:  # a trial is told more by a training run, of a batch of two
         _watch_training(subject, shadows, seen)
     if real:
-        follow_siblings(subject.names, ledger, chain.from_iterable(seen.steps.values()))
+        every = chain.from_iterable(seen.steps.values())
+        seen.operands += list(follow_siblings(subject.names, ledger, every, seen.operands))
     if True not in seen.steps:
         seen.operands += [replace(operand, training=True) for operand in seen.operands]
     return seen
