@@ -13,7 +13,6 @@ constructed. How a file is written and read is in `hfp.files`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hfp import files, inputs, program, surgery
+from hfp.copies import copied
 from hfp.trace import trace
 
 
@@ -50,7 +50,7 @@ def save_tensors(small: nn.Module, path: str | Path, **notes: Any) -> None:
 def save_program(small: nn.Module, path: str | Path, **notes: Any) -> None:
     """What `save` does for a .pt2 file, under any name."""
     small, entries = _described(small, notes)
-    exported = program.exported(copy.deepcopy(small), inputs.suited(record_of(small).inputs, small))
+    exported = program.exported(copied(small, {}), inputs.suited(record_of(small).inputs, small))
     files.atomic_write(path, program.packed(exported, files.header_text(files.COMPACT, entries)))
 
 

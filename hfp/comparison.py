@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hfp import checkpoint, report
+from hfp.copies import copied
 from hfp.experiment import loop
 from hfp.inputs import Arguments, batched
 from hfp.origin import Outcome
@@ -41,7 +41,7 @@ def figures(outcome: Outcome, sizes: Mapping[str, int], batch: int) -> dict[str,
 
 def count_macs(net: nn.Module, given: Arguments) -> int:
     """Half of what `FlopCounterMode` counts for one pass; with gradients: without, attention takes another path."""
-    net = copy.deepcopy(net).eval()
+    net = copied(net, {}).eval()
     with FlopCounterMode(display=False) as counter, torch.enable_grad():
         net(*given[0], **given[1])
     return int(counter.get_total_flops()) // 2

@@ -2,7 +2,7 @@
 
 A module holds a dozen empty dicts and some names and numbers, on each of which `copy.deepcopy` spends as much as on a
 tensor. Here they are seen to at once, and all else is left to `copy.deepcopy`: modules that say how they are to be
-copied, and whatever else a model may hold.
+copied, and whatever else a model may hold. Activations that a module keeps are copied without their history.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _ATOMS = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type}
 _STATE = nn.Module.__getstate__
@@ -60,6 +60,13 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         for key, entry in value.items():
             made[_value(key, memo)] = _value(entry, memo)
         return made
+    if kind is list:
+        items = memo[id(value)] = []
+        items += [_value(entry, memo) for entry in value]
+        return items
+    if isinstance(value, Tensor) and not value.is_leaf:  # an activation that the model keeps, which deepcopy refuses
+        memo[id(value)] = value.detach().clone()
+        return memo[id(value)]
     if kind is tuple and _ATOMS.issuperset(map(type, value)):
         return value
     if kind is set and not value:

@@ -67,10 +67,6 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
     # The copy is told beforehand what every tensor becomes: so nothing is copied that is then thrown away, tied weights
     # stay tied, and buffers stay persistent or not.
     memo: dict[int, Any] = {id(tensor): left[name] for name, tensor in names.tensors.items()}
-    for module in names.modules:
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # an activation that the model keeps
-                memo[id(value)] = value.detach().clone()
     with uncollected():
         small = copied(model, memo)
     resize(small, table, stays, {alias: left[name] for alias, name in names.aliases.items()})

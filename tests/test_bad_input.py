@@ -100,6 +100,12 @@ def test_no_target() -> None:
 # ---------------------------------------------------------------------------------------------- models
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, on the end of its quantization
+def test_a_quantized_model() -> None:
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 4)), {nn.Linear})
+    refused("prune the network before it is quantized", lambda: hfp.trace(quantized, torch.zeros(2, 8)))
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [

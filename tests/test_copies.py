@@ -68,6 +68,16 @@ def test_attributes_are_copied_and_identities_kept() -> None:
     assert model.layer.weight.any()
 
 
+def test_activations_that_a_module_keeps_are_copied_without_their_history() -> None:
+    model = nn.Linear(2, 2)
+    kept = model(torch.ones(1, 2))
+    model.last, model.cache, model.every = kept, {"cpu": kept}, [kept, 2 * kept]
+    made = copied(model, {})
+    assert made.last is made.cache["cpu"] is made.every[0] and made.last is not kept  # type: ignore[index]
+    for old, new in zip(model.every, made.every, strict=True):  # type: ignore[arg-type]
+        assert torch.equal(old, new) and not new.requires_grad and old.requires_grad
+
+
 def test_what_is_known_already_is_taken() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     weight = nn.Parameter(torch.zeros(1, 2))

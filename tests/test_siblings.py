@@ -75,3 +75,23 @@ def test_what_runs_in_one_mode_has_run() -> None:
     model = Auxiliary(expert(), expert()).double()
     model.aux = nn.Linear(3, 3, dtype=torch.float64)
     assert not trace(model.eval(), rows(0, 1)).notes
+
+
+def test_experts_may_be_called_by_names_that_values_spell() -> None:
+    class Named(Mixture):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            out = torch.zeros_like(h)
+            for number in x[:, 0].long().unique():
+                (rows,) = torch.where(x[:, 0] == number)
+                out = out.index_add(0, rows, self.experts[f"expert_{number}"](h[rows]))
+            return self.last(out)
+
+    torch.manual_seed(0)
+    model = Named().double().eval()
+    model.experts = nn.ModuleDict({f"expert_{number}": expert() for number in range(3)}).double()  # type: ignore[assignment]
+    table = trace(model, rows(0, 2, 0))
+    assert [group.width for group in table.groups] == [8, 10, 10, 10]
+    for density in (0.0, 0.5):
+        keep = random_keep(table, density, torch.Generator().manual_seed(0))
+        check_cut(model, table, keep, ((rows(0, 2, 0),), {}), 1e-9)
