@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -55,6 +56,16 @@ _LEAVING = {"numpy", "__array__", "__dlpack__", "tolist"}
 
 
 _DEVICE = torch.Tensor.device.__get__
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """On numbers, a fused operator would hide what recurrent layers are made of."""
+    before = torch.backends.mkldnn.set_flags(_enabled=False)[0]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=before)
 
 
 class Functions(TorchFunctionMode):
@@ -129,7 +140,8 @@ class Functions(TorchFunctionMode):
             return out
         self.watcher.position.followed = func
         try:
-            return func(*args, **kwargs)
+            with _unfused() if site.function == "lstm" else nullcontext():
+                return func(*args, **kwargs)
         finally:
             self.watcher.position.followed = None
 

@@ -7,12 +7,14 @@ values may go, and takes its entry along: all activations of a detector would be
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from hfp.labels import Labels
+from hfp.labels import ANY, Labels
 
 
 class _Entry:
@@ -28,8 +30,9 @@ class Memory:
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
-        self._first: dict[int, tuple[Any, _Entry]] = {}
-        """By the address of a storage: what keeps the address from being another's; the first tensor that was on it."""
+        self._first: dict[int, tuple[Any, _Entry, Callable[[], Tensor | None]]] = {}
+        """By the address of a storage: what keeps the address from being another's; the entry of the first tensor that
+        was on it; and that tensor, if it is still there."""
 
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self._entries
@@ -47,12 +50,34 @@ class Memory:
         storage = tensor.untyped_storage()
         entry = self._entry(tensor)
         if storage._cdata not in self._first:
-            self._first[storage._cdata] = (tensor if tensor.is_meta else StorageWeakRef(storage)), entry
+            held = tensor if tensor.is_meta else StorageWeakRef(storage)
+            self._first[storage._cdata] = held, entry, weakref.ref(tensor)
 
     def beside(self, tensor: Tensor) -> Labels:
         """The labels of the first tensor that was on the storage of this one."""
         first = self._first.get(tensor.untyped_storage()._cdata)
         return () if first is None else first[1].labels
+
+    def write_through(self, view: Tensor, labels: Labels) -> None:
+        """These labels were written into a view. Where the first tensor on its storage is alike all along, it has them.
+
+        `out = torch.zeros(b, n, c)` has the channels of h once `out[:, 0] = h` has run.
+        """
+        _, entry, first = self._first.get(view.untyped_storage()._cdata, (None, None, lambda: None))
+        base = first()
+        if base is None or base is view or entry is None or not entry.labels:
+            return
+        found = list(entry.labels)
+        for axis, ids in enumerate(labels):
+            step = view.stride(axis)
+            for place, own in enumerate(found):
+                if ids is None or own is None or base.stride(place) != step or step == 0:
+                    continue
+                start = (view.storage_offset() - base.storage_offset()) // step % len(own)
+                if start + len(ids) <= len(own) and bool((part := own[start : start + len(ids)]).eq(ANY).any()):
+                    filled = torch.where(part == ANY, ids, part)
+                    found[place] = torch.cat([own[:start], filled, own[start + len(ids) :]])
+        entry.labels = tuple(found)
 
     def _entry(self, tensor: Tensor) -> _Entry:
         number = id(tensor)

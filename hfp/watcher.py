@@ -206,6 +206,8 @@ class Watcher(TorchDispatchMode):
         for part, axes in zip(parts, every, strict=True):
             assert not axes or len(axes) == part.dim(), f"{place} gives {len(axes)} labels to {part.dim()} axes"
             self.label(part, axes)
+            if name != place.operator and _some(axes):
+                self._memory.write_through(part, axes)
         return place
 
     def _adopt(self, tensor: Tensor) -> None:
@@ -225,8 +227,10 @@ class Watcher(TorchDispatchMode):
         if not isinstance(value, Tensor) or value.is_meta or value.dim() == 0:
             return value
         if id(value) not in self._on_meta:
-            self._on_meta[id(value)] = (value, value.to("meta"))
-            self.label(self._on_meta[id(value)][1], self.labels(value))
+            twin = value.to("meta")
+            self._on_meta[id(value)] = (value, twin)
+            self.label(twin, self.labels(value))
+            self._memory.meet(twin)
         return self._on_meta[id(value)][1]
 
     def _value(self, argument: Any) -> Any:

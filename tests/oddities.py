@@ -179,6 +179,34 @@ def written_into_a_buffer() -> Net:
     return Net(run, a=conv(3, 6), b=conv(6, 4))
 
 
+@trap({places("a", "b.weight/1"): 6})
+def written_into_zeros_line_by_line() -> Net:
+    """As loops over time do: zeros have the channels of what is written into parts of them."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x)
+        out = torch.zeros(h.shape, dtype=x.dtype)
+        for line in range(x.shape[2]):
+            out[:, :, line] = h[:, :, line].sigmoid()
+        return net.b(out)
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4))
+
+
+@trap({places("b", "c.weight/1"): 5}, {"a.weight": "cut at fixed positions"})
+def written_side_by_side() -> Net:
+    """Two layers fill parts of the channels of one tensor. What stands before a bound stays."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        a, b = net.a(x), net.b(x)
+        out = x.new_zeros(x.shape[0], a.shape[1] + b.shape[1], *x.shape[2:])
+        out[:, : a.shape[1]] = a
+        out[:, a.shape[1] :] = b
+        return net.c(out)
+
+    return Net(run, a=conv(3, 6), b=conv(3, 5), c=conv(11, 4))
+
+
 @trap({places("a", "b", "c.weight/1"): 6})
 def written_into_a_tensor_of_its_kind() -> Net:
     def run(net: Net, x: Tensor) -> Tensor:

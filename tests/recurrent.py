@@ -78,6 +78,18 @@ def lstm_with_projection() -> Net:
 
 
 @specimen(shapes=ROWS, least=f"{INTO} {HIDDEN}")
+def lstm_on_packed_sequences() -> Net:
+    """Lengths are values, so this is followed on numbers, where PyTorch has fused layers."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        lengths = torch.arange(1, len(x) + 1)
+        packed = nn.utils.rnn.pack_padded_sequence(net.a(x), lengths, batch_first=True, enforce_sorted=False)
+        return net.b(nn.utils.rnn.pad_packed_sequence(net.rnn(packed)[0], batch_first=True)[0])
+
+    return Net(run, a=nn.Linear(7, 6), rnn=nn.LSTM(6, 5, batch_first=True), b=nn.Linear(5, 4))
+
+
+@specimen(shapes=ROWS, least=f"{INTO} {HIDDEN}")
 def last_hidden_state_of_lstm() -> Net:
     run = lambda net, x: net.b(net.rnn(net.a(x))[1][0][-1])  # noqa: E731
     return Net(run, a=nn.Linear(7, 6), rnn=nn.LSTM(6, 5, batch_first=True), b=nn.Linear(5, 4))
