@@ -32,6 +32,7 @@ from hfp.rules.own import OwnRuleError, Whole, rule_of
 from hfp.siblings import follow_siblings
 from hfp.sizes import reads_widths
 from hfp.told import ASKING, attributes_asked, mark
+from hfp.unread import pin_unread
 from hfp.watcher import RuleError, Step, Watcher, caller, first_line
 
 
@@ -145,6 +146,7 @@ def _run(subject: Subject, real: bool) -> Run:
     if real:
         every = chain.from_iterable(seen.steps.values())
         seen.operands += list(follow_siblings(subject.names, ledger, every, seen.operands))
+        pin_unread(ledger, seen.operands)
     if True not in seen.steps:
         seen.operands += [replace(operand, training=True) for operand in seen.operands]
     return seen
