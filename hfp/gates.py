@@ -71,17 +71,21 @@ class Readers(nn.Module):
 
 
 def _by_site(operands: tuple[Operand, ...], training: bool) -> dict[Site, list[int]]:
-    """Site -> operands. Under call 0 those of a function whose module is called any number of times, always alike."""
+    """Site -> operands. Under call 0 those of a function whose module was called any number of times, always alike."""
     exact: dict[Site, list[int]] = defaultdict(list)
     for number, operand in enumerate(operands):
         if operand.training == training:
             exact[operand.site].append(number)
-    alike: dict[Site, dict[Any, list[int]]] = defaultdict(dict)
+    alike: dict[Site, list[tuple[Any, list[int]]]] = defaultdict(list)
     for site, numbers in exact.items():
         every = [operands[n] for n in numbers]
         what = tuple((o.argument, o.axis, o.how, o.power, o.channels.numpy().tobytes()) for o in every)
-        alike[site._replace(call=0)][what] = numbers
-    return {**exact, **{site: next(iter(ways.values())) for site, ways in alike.items() if len(ways) == 1}}
+        alike[site._replace(call=0)].append((what, numbers))
+    for site, ways in alike.items():
+        (what, numbers), *others = ways
+        if len(ways) == operands[numbers[0]].calls and all(other == what for other, _ in others):
+            exact[site] = numbers
+    return exact
 
 
 class _Hiding(TorchFunctionMode):

@@ -51,6 +51,8 @@ class Operand:
     """Ids in a ledger, channel numbers in a table."""
     how: str
     power: float = 0.0
+    calls: int = 0
+    """How often what the site is inside of was called, with and without this operand."""
 
 
 def find(ask: Ask, function: str, args: Any, kwargs: Any, labels_of: Any) -> list[tuple[int, int]]:

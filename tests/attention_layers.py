@@ -291,6 +291,17 @@ def multihead_attention_tokens_first() -> Net:
     return beside(run, mix=nn.MultiheadAttention(12, 3))
 
 
+@specimen(shapes=TOKENS, least=PACKED)
+def multihead_attention_within_and_by_a_query_of_its_own() -> Net:
+    """One layer, called twice, in whose parts other channels have to be hidden the second time."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = x + net.mix(x, x, x)[0]
+        return net.mix(net.query.expand(len(x), -1, -1), h, h)[0]
+
+    return beside(run, mix=nn.MultiheadAttention(12, 3, batch_first=True), query=parameter(1, 1, 12))
+
+
 @specimen(shapes=((2, 5, 7), (2, 6, 8)), least="embed memory values mix.out_proj head.weight/1 mix.k_proj_weight/1")
 def multihead_attention_of_other_keys() -> Net:
     """kdim and vdim: three projections instead of one."""
