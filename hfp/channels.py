@@ -85,7 +85,7 @@ class ChannelTable:
     macs: Cost
     params: Cost
     ptflops: Cost | None
-    """What ptflops' default backend counts; None where it gives no number (`notes` tell why)."""
+    """What ptflops' default backend counts; None unless asked for, and where it gives no number (`notes` tell why)."""
     notes: tuple[str, ...]
     inputs: dict[str, Any]
     """Description of the example inputs, see `hfp.inputs`."""

@@ -121,7 +121,7 @@ class Ledger:
     """Whether the model's code tells a convolution in how many groups it is, and so how many channels there are."""
     macs: list[Term] = field(default_factory=list)
     ptflops: list[Term] | None = None
-    """What ptflops' default backend counts; None where it fails on the network."""
+    """What ptflops' default backend counts; None unless asked for, and where it fails on the network."""
     notes: list[str] = field(default_factory=list)
     size: int = 0
     _joined: tuple[int, Tensor | None] = (0, None)

@@ -73,7 +73,7 @@ def agree(table: ChannelTable, model: nn.Module, inputs: Arguments) -> None:
 
     >>> from hfp.trace import trace
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    >>> agree(trace(model, torch.zeros(1, 3, 8, 8)), model, ((torch.zeros(1, 3, 8, 8),), {}))
+    >>> agree(trace(model, torch.zeros(1, 3, 8, 8), ptflops=True), model, ((torch.zeros(1, 3, 8, 8),), {}))
     """
     advice = "use counter='macs', which counts the multiply-adds that PyTorch counts"
     if table.ptflops is None:

@@ -21,7 +21,7 @@ from hfp.trial import misfits
 Ignored = Sequence[str | nn.Module] | str | nn.Module
 
 
-def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ()) -> ChannelTable:
+def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = (), ptflops: bool = False) -> ChannelTable:
     """The channel table of `model`, from runs on the meta device; the model is left as it was.
 
     >>> import torch
@@ -33,6 +33,7 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
     `example_inputs`: a tensor, a tuple of tensors or a dict of keyword tensors; only shapes and dtypes are used,
         unless the model's code looks at values.
     `ignore`: modules, or glob patterns of module names, whose output channels stay whole.
+    `ptflops`: whether the table also holds what ptflops' default backend counts.
     Multiply-adds are those of one forward pass of the example inputs.
     """
     if not isinstance(model, nn.Module):
@@ -46,12 +47,12 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = ())
         )
     subject = Subject(model, arguments(model, example_inputs), Names.of(model))
     with uncollected():
-        return _trace(subject, ignore)
+        return _trace(subject, ignore, ptflops)
 
 
-def _trace(subject: Subject, ignore: Ignored) -> ChannelTable:
+def _trace(subject: Subject, ignore: Ignored, ptflops: bool) -> ChannelTable:
     model = subject.model
-    seen = run(subject)
+    seen = run(subject, ptflops)
     _pin(ignored_modules(model, ignore), seen.ledger)
     described = describe(subject.inputs, values=seen.real)
     repairs = Repairs(subject, seen)

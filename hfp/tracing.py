@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import chain
 from types import CodeType
@@ -111,17 +111,18 @@ class Subject:
     names: Names
 
 
-def run(subject: Subject) -> Run:
+def run(subject: Subject, ptflops: bool) -> Run:
     """What an evaluation and a training run say of the channels of the model, which is left as it was.
 
     They run on shapes alone, where that is possible; else on the numbers of the model and the example inputs.
+    `ptflops`: whether its count is wanted as well.
     """
     try:
-        return _run(subject, real=False)
+        return _run(subject, ptflops, real=False)
     except NeedsValues:
         if not subject.names.tensors:
             raise
-        return _run(subject, real=True)
+        return _run(subject, ptflops, real=True)
 
 
 def _shadows(subject: Subject, real: bool) -> dict[str, Tensor]:
@@ -133,13 +134,13 @@ def _shadows(subject: Subject, real: bool) -> dict[str, Tensor]:
     return {name: tensor.detach() if name in parameters else tensor.clone() for name, tensor in tensors}
 
 
-def _run(subject: Subject, real: bool) -> Run:
+def _run(subject: Subject, ptflops: bool, real: bool) -> Run:
     ledger = Ledger()
     shadows = _shadows(subject, real)
     _number(subject.names, shadows, ledger)
     _state_sizes(subject.names, ledger)
     seen = Run(ledger, steps={}, real=real, calls={}, sized={}, reads_widths=False, operands=[])
-    alike = _watch_evaluation(subject, shadows, seen)
+    alike = _watch_evaluation(subject, shadows, seen, ptflops)
     seen.reads_widths = reads_widths(subject.model, {name.partition(".")[0] for _, name in ledger.attributes})
     if not alike or seen.reads_widths or seen.sized[False]:  # a trial is told more by a training run, of a batch of two
         _watch_training(subject, shadows, seen)
@@ -152,22 +153,22 @@ def _run(subject: Subject, real: bool) -> Run:
     return seen
 
 
-def _watch_evaluation(subject: Subject, shadows: dict[str, Tensor], seen: Run) -> bool:
+def _watch_evaluation(subject: Subject, shadows: dict[str, Tensor], seen: Run, ptflops: bool) -> bool:
     """Note what a run in evaluation mode says. Whether one in training mode would say the same."""
     taken: list[Step] = []
     watcher = Watcher(seen.ledger, shadows, Position(subject.names.modules), taken.append, seen.real)
     counter = PtflopsCounter(subject.model, watcher.labels, watcher.position)
     modes = Modes(subject.model, watcher)
     try:
-        with counter.watching(), modes.watching():
+        with counter.watching() if ptflops else nullcontext(), modes.watching():
             _play_noted(subject, shadows, seen, watcher, taken, training=False)
     except (RuleError, OwnRuleError):
         raise
     except Exception as error:
         raise _explained(subject, error) from error
-    if counter.failure:
+    if ptflops and counter.failure:
         seen.ledger.notes.append(f"ptflops gives no number: {counter.failure}")
-    else:
+    elif ptflops:
         seen.ledger.ptflops = counter.terms()
     return modes.alike()
 

@@ -280,7 +280,7 @@ def wrap(
     method = methods.find(method)
     arguments = inputs.arguments(model, example_inputs)
     ignored = ignored_modules(model, ignore)
-    table = trace(model, example_inputs, ignore=ignored)
+    table = trace(model, example_inputs, ignore=ignored, ptflops=counter == "ptflops")
     if not table.groups:
         raise ValueError(f"{type(model).__name__} has no channel that could be removed:\n{table}")
     if counter == "ptflops":

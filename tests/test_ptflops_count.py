@@ -1,6 +1,7 @@
 """The second cost of the channel table is, as an integer, what ptflops prints: before and after compaction."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,14 +11,17 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import relu as relu_by_value
 
+import hfp
 import models
-from hfp import inputs, trace
+from hfp import inputs
 from hfp.channels import ChannelTable
 from hfp.ptflops_count import FUNCTIONS
 from hfp.surgery import compact
 
 ptflops = pytest.importorskip("ptflops")
 from hfp.ptflops_check import agree, measured  # noqa: E402
+
+trace = partial(hfp.trace, ptflops=True)
 
 IMAGE = torch.zeros(1, 3, 16, 16)
 TOKENS = torch.zeros(1, 5, 12)

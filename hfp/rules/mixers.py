@@ -58,8 +58,9 @@ def convolution(ledger: Ledger, call: Call) -> Labels:
         return _transposed_groups(ledger, call)
     beside = _beside(ledger, call)
     read, made = call.ids(x, 1), call.ids(weight, 1 if transposed else 0)
-    repeated = made is not None and bool((made == ANY).all()) and groups == x.shape[1] == weight.shape[0]
-    if repeated and read is not None and bias is None:  # one filter for all (a blur): each makes what it reads
+    alone = bias is None and groups == x.shape[1] == weight.shape[0]
+    if alone and read is not None and made is not None and bool((made == ANY).all()):
+        # One filter for all (a blur): each makes what it reads.
         ledger.groups_told = True
         count_macs(ledger, call, prod(weight.shape[2:]) * call.out[:, :1].numel(), [(x, 1)])
         return _labels(call.out.dim(), {1: read, **beside})
