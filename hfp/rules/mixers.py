@@ -192,7 +192,7 @@ def count_macs(
 
 
 def addmm(ledger: Ledger, call: Call) -> Labels:
-    """`mm(a, b)` of a (M, K) and b (K, N), `bmm` with one batch axis, `addmm` and `baddbmm` with a bias before them."""
+    """`addmm(bias, a, b)`, and `baddbmm` of batches: a product, and what is added to it."""
     labels = matmul(ledger, call)
     if len(call.args) == 3:
         bias = call.args[0]
@@ -207,7 +207,7 @@ def addmm(ledger: Ledger, call: Call) -> Labels:
 
 
 def matmul(ledger: Ledger, call: Call) -> Labels:
-    """Products of a (..., M, K) and b (..., K, N), the last two arguments; the axes before these broadcast."""
+    """`mm`, `bmm` and `matmul` of a (..., M, K) and b (..., K, N), the last two arguments; the axes before broadcast."""
     a, b = call.args[-2:]
     left, right = call.ids(a, -1), call.ids(b, -2)
     _read(ledger, call, a, left, b, right)
