@@ -207,7 +207,7 @@ def addmm(ledger: Ledger, call: Call) -> Labels:
 
 
 def matmul(ledger: Ledger, call: Call) -> Labels:
-    """`mm`, `bmm` and `matmul` of a (..., M, K) and b (..., K, N), the last two arguments; the axes before broadcast."""
+    """`mm`, `bmm`, `matmul` of a (..., M, K) and b (..., K, N), the last two arguments; the axes before broadcast."""
     a, b = call.args[-2:]
     left, right = call.ids(a, -1), call.ids(b, -2)
     _read(ledger, call, a, left, b, right)
