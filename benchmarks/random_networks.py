@@ -132,6 +132,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "slowest_seconds": max((row["seconds"] for row in rows), default=None),
         "pinned_channels": dict(reasons.most_common()),
         "blocks_of_networks_mostly_pinned": dict(networks_pinned.most_common(10)),
+        "apart_by_rounding": {row["seed"]: row["error"] for row in good if row["error"] >= TOLERANCE},
         "failures": {row["seed"]: f"{row['blocks']} {row['failure']}" for row in rows if "failure" in row},
     }
 
