@@ -1,7 +1,7 @@
 """Multi-head attention in plain operators: `nn.MultiheadAttention` insists on heads that add up to its width.
 
-Same state, same call, same results; but any number of heads of any width may be left. `hfp.opened` takes PyTorch's own
-function apart into this one, and a module that was cut is of the class here.
+Same state, same call, same results; but any number of heads of any width may be left. `hfp.tracing.opened` takes
+PyTorch's own function apart into this one, and a module that was cut is of the class here.
 """
 
 from __future__ import annotations

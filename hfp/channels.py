@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hfp.cost import Cost, Factor, build
 from hfp.labels import FIXED, Ledger, Place, extended, prunable, unique_rows
-from hfp.operands import Operand
 from hfp.resolve import Numbering, resolve
+from hfp.tracing.operands import Operand
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hfp import checkpoint, files, pickled
-from hfp.watcher import first_line
+from hfp.tracing.watcher import first_line
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights")
 """Where training scripts keep the state dict in their checkpoint; the first that is there is taken."""

@@ -3,8 +3,8 @@
 Every weight that reads channels is multiplied, column by column, by the gates of the channels it reads. That equals
 slicing those columns, whatever lies between the layer that makes a channel and the one that reads it (the shift of a
 batch norm, a sigmoid, a constant): a gate of 0 at the producer would leave f(0) behind. Functions that work across
-channels without a weight get arguments in which removed channels are hidden (`hfp.operands`). The model itself is not
-touched: the gated weights stand in for its own during one forward.
+channels without a weight get arguments in which removed channels are hidden (`hfp.tracing.operands`). The model itself
+is not touched: the gated weights stand in for its own during one forward.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 from hfp.channels import ChannelTable
 from hfp.labels import extended
 from hfp.names import Names, tensor_of
-from hfp.opened import opened
-from hfp.operands import Operand, hide
-from hfp.position import Position, Site
 from hfp.recompute import recomputed
+from hfp.tracing.opened import opened
+from hfp.tracing.operands import Operand, hide
+from hfp.tracing.position import Position, Site
 
 
 class Readers(nn.Module):

@@ -86,7 +86,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Ask:
-    """An operator works across these channels, so removed ones have to be hidden from it, see `hfp.operands`."""
+    """An operator works across these channels: removed ones have to be hidden from it (`hfp.tracing.operands`)."""
 
     ids: Tensor
     how: str

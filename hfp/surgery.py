@@ -15,14 +15,14 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
 from hfp.attention import MultiheadAttention
-from hfp.attributes import set_size
 from hfp.cache import rows_at_hand
 from hfp.chance import NoChance
 from hfp.copies import copied
 from hfp.inputs import Arguments
 from hfp.labels import prunable
 from hfp.names import Names
-from hfp.tracing import tensors_of, uncollected
+from hfp.tracing.attributes import set_size
+from hfp.tracing.run import tensors_of, uncollected
 
 if TYPE_CHECKING:
     from hfp.channels import ChannelTable

@@ -12,11 +12,11 @@ from torch import nn
 from hfp.channels import ChannelTable, build_table
 from hfp.inputs import arguments, describe
 from hfp.labels import Ledger, Place
-from hfp.misfit import pins_of
 from hfp.names import Names
-from hfp.repair import Repairs
-from hfp.tracing import Subject, run, uncollected
-from hfp.trial import misfits
+from hfp.tracing.run import Subject, run, uncollected
+from hfp.trial.misfit import pins_of
+from hfp.trial.repair import Repairs
+from hfp.trial.trial import misfits
 
 Ignored = Sequence[str | nn.Module] | str | nn.Module
 

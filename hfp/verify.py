@@ -17,9 +17,9 @@ from hfp import gates, surgery
 from hfp.channels import ChannelTable
 from hfp.explain import phrase
 from hfp.inputs import Arguments, arguments, placed, rebuild, tells_values
-from hfp.keeps import random_part
 from hfp.rules.own import OWN
-from hfp.watcher import first_line
+from hfp.tracing.watcher import first_line
+from hfp.trial.keeps import random_part
 
 DOUBLE = 1e-6  # the tolerance where float64 decides: some networks compute a part in float32, whatever their weights
 NOTHING = 1e-3  # a parameter whose largest value is below this adds nothing that a check would see

@@ -12,8 +12,8 @@ from zoo import ZOO
 import models
 from hfp import trace
 from hfp.channels import ChannelTable
-from hfp.keeps import smallest_cut
 from hfp.surgery import compact
+from hfp.trial.keeps import smallest_cut
 
 
 def widths(table: ChannelTable) -> list[int]:

@@ -21,8 +21,8 @@ import hfp
 import models
 from hfp import trace
 from hfp.explain import PLAIN_WIDTH, SHOWN_ROWS, _few, folded, table_data, table_text
-from hfp.keeps import smallest_cut
 from hfp.surgery import compact
+from hfp.trial.keeps import smallest_cut
 
 
 @pytest.fixture(autouse=True)

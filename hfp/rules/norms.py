@@ -1,6 +1,6 @@
 """Normalisers that treat each channel by itself: they keep the labels and tie their own per-channel tensors to them.
 
-Those over channels (layer norm, group norm) are taken apart into operators that have rules, see `hfp.opened`.
+Those over channels (layer norm, group norm) are taken apart into operators that have rules, see `hfp.tracing.opened`.
 """
 
 from __future__ import annotations

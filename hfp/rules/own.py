@@ -239,7 +239,7 @@ def rule_of(module: nn.Module) -> Rule | None:
 
 
 class Whole:
-    """The forward of a module that has a rule, as one function: `hfp.functions` sees it, and not what runs inside."""
+    """The forward of a module that has a rule, as one function, so that nothing of what runs inside is seen."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

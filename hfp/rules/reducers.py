@@ -23,7 +23,7 @@ HIDDEN = {
     "softmax": "lowest",
     "log_softmax": "lowest",
 }
-"""What a removed channel must look like to an operator that works across channels, see `hfp.operands`."""
+"""What a removed channel must look like to an operator that works across channels, see `hfp.tracing.operands`."""
 
 
 def along(axes_of: Callable[[Call], tuple[set[int], bool]]) -> Rule:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hfp.labels import Ask, Labels
-from hfp.position import Site
+from hfp.tracing.position import Site
 
 LEAVES = {
     "mean": "mean",

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from hfp.functions import Functions
 from hfp.labels import Labels
-from hfp.watcher import Watcher
+from hfp.tracing.functions import Functions
+from hfp.tracing.watcher import Watcher
 
 _ALIKE = {
     kind.forward.__code__

@@ -10,7 +10,7 @@ from torch import nn
 
 import hfp
 from hfp.channels import ChannelTable
-from hfp.keeps import keeps, random_part, smallest_cut
+from hfp.trial.keeps import keeps, random_part, smallest_cut
 
 
 def chain(widths: list[int]) -> ChannelTable:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfp.labels import FIXED, Ask, Labels, Place
-from hfp.operands import Operand, find, hide
-from hfp.position import Site
+from hfp.tracing.operands import Operand, find, hide
+from hfp.tracing.position import Site
 
 KEEP = torch.tensor([True, False, True, True, False, True])
 GATE = KEEP.double()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfp.attributes import entries_of, get_size, set_size, with_entries
+from hfp.tracing.attributes import entries_of, get_size, set_size, with_entries
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfp import scaling
-from hfp.cut import Cut
 from hfp.labels import ANY, FIXED, Labels, prunable
-from hfp.misfit import Extent, Misfit
-from hfp.position import Site
 from hfp.rules.mixers import MIXERS
-from hfp.told import asked, parts_asked
-from hfp.tracing import Called
-from hfp.watcher import Step
+from hfp.tracing.position import Site
+from hfp.tracing.run import Called
+from hfp.tracing.told import asked, parts_asked
+from hfp.tracing.watcher import Step
+from hfp.trial import scaling
+from hfp.trial.cut import Cut
+from hfp.trial.misfit import Extent, Misfit
 
 
 class Blame:

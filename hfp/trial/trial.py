@@ -19,22 +19,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from hfp import scaling
-from hfp.attributes import get_size, set_size
-from hfp.blame import Blame
 from hfp.channels import ChannelTable
-from hfp.cut import Cut
-from hfp.functions import Functions
-from hfp.keeps import keeps
 from hfp.labels import ANY, Labels, Place
-from hfp.misfit import Extent, Misfit
-from hfp.operands import Operand
-from hfp.position import Position, Site
 from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
 from hfp.surgery import resize
-from hfp.tracing import Called, Run, Subject, needs_values, play, preserved
-from hfp.watcher import SIZELESS, RuleError, Step, Watcher, first_line, is_bug, line_of, module_of, source_line
+from hfp.tracing.attributes import get_size, set_size
+from hfp.tracing.functions import Functions
+from hfp.tracing.operands import Operand
+from hfp.tracing.position import Position, Site
+from hfp.tracing.run import Called, Run, Subject, needs_values, play, preserved
+from hfp.tracing.watcher import SIZELESS, RuleError, Step, Watcher, first_line, is_bug, line_of, module_of, source_line
+from hfp.trial import scaling
+from hfp.trial.blame import Blame
+from hfp.trial.cut import Cut
+from hfp.trial.keeps import keeps
+from hfp.trial.misfit import Extent, Misfit
 
 _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
 """Whether a reshape copies depends on strides, and so on lengths of 1: never compared."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfp import shapes
-from hfp.shapes import outputs
+from hfp.tracing import shapes
+from hfp.tracing.shapes import outputs
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from torch.overrides import TorchFunctionMode
 
 from hfp.names import Names
-from hfp.position import Position, Site
+from hfp.tracing.position import Position, Site
 
 X = torch.zeros(2, 4)
 

@@ -15,8 +15,8 @@ import hfp
 import models
 from hfp import inputs
 from hfp.channels import ChannelTable
-from hfp.ptflops_count import FUNCTIONS
 from hfp.surgery import compact
+from hfp.tracing.ptflops_count import FUNCTIONS
 
 ptflops = pytest.importorskip("ptflops")
 from hfp.ptflops_check import agree, measured  # noqa: E402

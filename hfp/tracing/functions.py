@@ -1,4 +1,4 @@
-"""Follows the functions of PyTorch that a model's code calls, above the operators that `hfp.watcher` follows."""
+"""Follows the functions of PyTorch that a model's code calls, above the operators (`hfp.tracing.watcher`)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hfp.attention import scaled_scores
 from hfp.labels import Ask
-from hfp.opened import attention, opened, unscaled_scores
-from hfp.operands import Operand, find
-from hfp.position import Site
 from hfp.rules.call import values_in
 from hfp.rules.own import Whole
-from hfp.sizes import SIZE_FREE_FUNCTIONS, axes_read, tells_size
-from hfp.watcher import Watcher, is_own, source_line
+from hfp.tracing.opened import attention, opened, unscaled_scores
+from hfp.tracing.operands import Operand, find
+from hfp.tracing.position import Site
+from hfp.tracing.sizes import SIZE_FREE_FUNCTIONS, axes_read, tells_size
+from hfp.tracing.watcher import Watcher, is_own, source_line
 
 Around = Callable[[Site, Any, Any, Callable[[], Any]], Any]
 """`around(site, args, kwargs, call)` gives the output of the function called there, which is that of `call()`."""

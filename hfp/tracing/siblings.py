@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from hfp.labels import Ledger, Place
 from hfp.names import Names
-from hfp.operands import Operand
-from hfp.watcher import Step
+from hfp.tracing.operands import Operand
+from hfp.tracing.watcher import Step
 
 Own = Mapping[str, str]
 """Place in a module -> name of a tensor."""

@@ -52,7 +52,7 @@ def smallest_cut(table: ChannelTable, more: dict[int, int] | None = None) -> Ten
 @cache
 def _numbers(width: int, least: int) -> list[int]:
     """How many channels of a group may be left in a random part, the nearest to half of them first."""
-    # Two at least, where that is a cut: a single channel is not followed by name (see `hfp.cut`).
+    # Two at least, where that is a cut: a single channel is not followed by name (see `hfp.trial.cut`).
     least = max(least, 2 if width > 2 else 1)
     numbers = range(least, width + 1 if width <= SMALL else max(least + 1, width))
     return sorted(numbers, key=lambda n: abs(n - width / 2))[:64]

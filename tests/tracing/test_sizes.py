@@ -11,8 +11,9 @@ import torchvision
 from specimen import Net
 from torch import Tensor, nn
 
-from hfp import trace, trial
-from hfp.sizes import reads_widths, tells_size
+from hfp import trace
+from hfp.tracing.sizes import reads_widths, tells_size
+from hfp.trial import trial
 
 X = torch.zeros(1, 3, 8, 8)
 

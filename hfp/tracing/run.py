@@ -20,20 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from hfp.functions import Around, Functions
 from hfp.inputs import Arguments, placed
 from hfp.labels import Labels, Ledger, Place
-from hfp.modes import Modes
 from hfp.names import Names
-from hfp.operands import Operand
-from hfp.position import Position, Site
-from hfp.ptflops_count import PtflopsCounter
 from hfp.rules.own import OwnRuleError, Whole, rule_of
-from hfp.siblings import follow_siblings
-from hfp.sizes import reads_widths
-from hfp.told import ASKING, attributes_asked, mark
-from hfp.unread import pin_unread
-from hfp.watcher import RuleError, Step, Watcher, caller, first_line
+from hfp.tracing.functions import Around, Functions
+from hfp.tracing.modes import Modes
+from hfp.tracing.operands import Operand
+from hfp.tracing.position import Position, Site
+from hfp.tracing.ptflops_count import PtflopsCounter
+from hfp.tracing.siblings import follow_siblings
+from hfp.tracing.sizes import reads_widths
+from hfp.tracing.told import ASKING, attributes_asked, mark
+from hfp.tracing.unread import pin_unread
+from hfp.tracing.watcher import RuleError, Step, Watcher, caller, first_line
 
 
 class Called(NamedTuple):
@@ -54,7 +54,7 @@ class Called(NamedTuple):
 class Run:
     """What the labelled runs of a model say: the ledger, and the steps of each mode that was run.
 
-    Training mode is left out where it cannot be run, and where it would say the same (see `hfp.modes`).
+    Training mode is left out where it cannot be run, and where it would say the same (see `hfp.tracing.modes`).
     """
 
     ledger: Ledger
@@ -65,9 +65,9 @@ class Run:
     calls: dict[bool, dict[Site, Called]]
     """Training or not -> where a function was called -> what it gave."""
     sized: dict[bool, bool]
-    """Training or not -> whether the model's code met the size of an axis on which channels are (see `hfp.sizes`)."""
+    """Training or not -> whether the model's code met the size of an axis with channels (see `hfp.tracing.sizes`)."""
     reads_widths: bool
-    """Whether it mentions what says how many channels there are (see `hfp.sizes`)."""
+    """Whether it mentions what says how many channels there are (see `hfp.tracing.sizes`)."""
     operands: list[Operand]
     """Arguments in which removed channels have to be hidden; their channels are ids of the ledger."""
     told: list[tuple[Tensor, tuple[str, str]]] = field(default_factory=list)

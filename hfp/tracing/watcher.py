@@ -20,8 +20,6 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from hfp.labels import Labels, Ledger, Place, Term
-from hfp.memory import Memory
-from hfp.position import Position
 from hfp.rules import RULES, Call, unknown
 from hfp.rules.call import base_name, stays_whole, tensors_in, values_in
 from hfp.rules.movers import MOVERS
@@ -29,10 +27,12 @@ from hfp.rules.norms import NORMS
 from hfp.rules.own import OWN, OwnRuleError, rule_of
 from hfp.rules.pointwise import FACTORIES, POINTWISE, UNIFORM
 from hfp.rules.reducers import REDUCERS
-from hfp.shapes import outputs
-from hfp.sizes import SIZE_FREE
+from hfp.tracing.memory import Memory
+from hfp.tracing.position import Position
+from hfp.tracing.shapes import outputs
+from hfp.tracing.sizes import SIZE_FREE
 
-_OWN = f"{Path(__file__).parent}{os.sep}"
+_OWN = f"{Path(__file__).parent.parent}{os.sep}"
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator: torchvision is another library
 _PLACES = set("roll flip rot90 glu gather index_select pixel_shuffle pixel_unshuffle".split())
 SIZELESS = (set(POINTWISE) - set(FACTORIES)) | set(REDUCERS) | set(NORMS) | _PLACES

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hfp.labels import Ledger, Place
-from hfp.operands import Operand
+from hfp.tracing.operands import Operand
 
 _READING = {"zero", "again", "root", "mean"}
 """How operands are hidden from functions that compute further values of all channels, and not the largest of them."""

@@ -1,9 +1,9 @@
 """Functions that work across channels in ways of their own, written out in operators that have rules.
 
 A layer norm is a mean, a difference, a mean of squares: once it is taken apart, each of its operators hides removed
-channels from itself (`hfp.operands`), and its statistics are those of live channels. `OPENED` are taken apart when a
-model is traced, and in the gated forward where channels that can be removed pass through them; attention only when it
-is traced, since there hiding channels from its arguments is enough.
+channels from itself (`hfp.tracing.operands`), and its statistics are those of live channels. `OPENED` are taken apart
+when a model is traced, and in the gated forward where channels that can be removed pass through them; attention only
+when it is traced, since there hiding channels from its arguments is enough.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """What `torch.nn.functional.scaled_dot_product_attention` does to labels. Its default scale depends on the width
-    of a head, and is left out here: `hfp.operands` scales the query."""
+    of a head, and is left out here: `hfp.tracing.operands` scales the query."""
     if enable_gqa:
         repeats = query.size(-3) // key.size(-3)
         key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)

@@ -63,7 +63,7 @@ class Position:
 
     @property
     def opened(self) -> bool:
-        """Whether parts of a function are running that are not there unless it is taken apart (see `hfp.opened`)."""
+        """Whether parts of a function are running that only one taken apart has (see `hfp.tracing.opened`)."""
         _, *functions = self._frames[-1].name.split("|")
         return any(not function.startswith("multi_head_attention_forward#") for function in functions)
 

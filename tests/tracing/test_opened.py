@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hfp import opened
+from hfp.tracing import opened
 
 PRECISION = {torch.float32: 1e-5, torch.float64: 1e-12}
 SHAPES: list[tuple[tuple[int, ...], list[int]]] = [

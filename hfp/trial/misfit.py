@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Pin, Place, prunable
-from hfp.operands import Operand
+from hfp.tracing.operands import Operand
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Factors that the model's code reckons from a width, such as `scores / math.sqrt(q.size(-1))`.
 
 The cut network has another one there. Where it is a power of the share of some channels that are left, the gated
-network can be scaled likewise (`power` in `hfp.operands`), so that both still compute the same.
+network can be scaled likewise (`power` in `hfp.tracing.operands`), so that both still compute the same.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from hfp.cut import Cut
-from hfp.operands import Operand
-from hfp.position import Site
 from hfp.rules.call import base_name
-from hfp.watcher import Step
+from hfp.tracing.operands import Operand
+from hfp.tracing.position import Site
+from hfp.tracing.watcher import Step
+from hfp.trial.cut import Cut
 
 FACTORS = set("mul multiply div divide true_divide __mul__ __rmul__ __truediv__".split())
 """Functions that scale their tensor by a number."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hfp import trace
-from hfp.memory import Memory
+from hfp.tracing.memory import Memory
 
 IDS = torch.arange(4)
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hfp.attributes import entries_of, with_entries
 from hfp.labels import Labels
 from hfp.rules.call import values_in
-from hfp.sizes import WIDTHS
+from hfp.tracing.attributes import entries_of, with_entries
+from hfp.tracing.sizes import WIDTHS
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
 ASKING = {"view", "reshape", "unflatten", "__getitem__", "split", "split_with_sizes"}
@@ -63,7 +63,7 @@ for _name in "add sub mul floordiv mod".split():
 
 
 def sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """(attribute, value) of what may be a size; `name.1` and `config.heads` are entries, see `hfp.attributes`."""
+    """(attribute, value) of what may be a size; `name.1` and `config.heads` are entries (`hfp.tracing.attributes`)."""
     follows = type(module).__module__.startswith("torch.nn.") and any(
         p is not None for p in module._parameters.values()
     )

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfp.attributes import get_size
 from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Ledger, Pin
-from hfp.misfit import Misfit
-from hfp.operands import Operand
-from hfp.position import Site
-from hfp.scaling import NOT_AT_ALL
-from hfp.told import Reckoned, Told, sizes
-from hfp.tracing import Called, Run, Subject
-from hfp.trial import asked_from, still_other
+from hfp.tracing.attributes import get_size
+from hfp.tracing.operands import Operand
+from hfp.tracing.position import Site
+from hfp.tracing.run import Called, Run, Subject
+from hfp.tracing.told import Reckoned, Told, sizes
+from hfp.trial.misfit import Misfit
+from hfp.trial.scaling import NOT_AT_ALL
+from hfp.trial.trial import asked_from, still_other
 
 MOST = 6  # repairs that are tried for one misfit
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfp.told import Reckoned, Told, attributes_asked, mark, parts_asked, sizes
+from hfp.tracing.told import Reckoned, Told, attributes_asked, mark, parts_asked, sizes
 
 DIM, HEADS = Told(32, [("a", "dim")]), Told(4, [("a", "heads")])
 

@@ -26,7 +26,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from hfp.labels import Labels, Term
-from hfp.position import Position
+from hfp.tracing.position import Position
 
 
 class Labelled(NamedTuple):

@@ -1,0 +1,1 @@
+"""The network cut, and run again beside the record of the first run: what has to change, or be pinned."""
