@@ -52,7 +52,7 @@ class Operand:
     how: str
     power: float = 0.0
     calls: int = 0
-    """How often what the site is inside of was called, with and without this operand."""
+    """How often what the site is inside of was entered, with and without this operand."""
 
 
 def find(ask: Ask, function: str, args: Any, kwargs: Any, labels_of: Any) -> list[tuple[int, int]]:

@@ -40,7 +40,8 @@ class Position:
 
     def __init__(self, names: dict[nn.Module, str]) -> None:
         self._names = names
-        self._calls: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        """How often what functions are called inside of (`Site.inside`) was entered."""
         self._frames = [_Frame("", 0, None)]
         self.followed: Any = None
         """The function that is about to be called because the model's code did."""
@@ -48,7 +49,7 @@ class Position:
     def copy(self) -> Position:
         """To go on from here a second time."""
         other = Position(self._names)
-        other._calls = self._calls.copy()
+        other.calls = self.calls.copy()
         other._frames = [replace(frame, counts=frame.counts.copy()) for frame in self._frames]
         return other
 
@@ -83,8 +84,8 @@ class Position:
             self._frames.pop()
 
     def _enter(self, name: str, module: nn.Module | None) -> None:
-        self._calls[name] += 1
-        self._frames.append(_Frame(name, self._calls[name], module))
+        self.calls[name] += 1
+        self._frames.append(_Frame(name, self.calls[name], module))
 
     @contextmanager
     def following(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import chain
@@ -64,6 +64,8 @@ class Run:
     """Whether it ran on real numbers, since the model's code looks at them."""
     calls: dict[bool, dict[Site, Called]]
     """Training or not -> where a function was called -> what it gave."""
+    entered: dict[bool, Mapping[str, int]]
+    """Training or not -> how often what functions are called inside of (`Site.inside`) was entered."""
     sized: dict[bool, bool]
     """Training or not -> whether the model's code met the size of an axis with channels (see `hfp.tracing.sizes`)."""
     reads_widths: bool
@@ -139,7 +141,7 @@ def _run(subject: Subject, ptflops: bool, real: bool) -> Run:
     shadows = _shadows(subject, real)
     _number(subject.names, shadows, ledger)
     _state_sizes(subject.names, ledger)
-    seen = Run(ledger, steps={}, real=real, calls={}, sized={}, reads_widths=False, operands=[])
+    seen = Run(ledger, steps={}, real=real, calls={}, entered={}, sized={}, reads_widths=False, operands=[])
     alike = _watch_evaluation(subject, shadows, seen, ptflops)
     seen.reads_widths = reads_widths(subject.model, {name.partition(".")[0] for _, name in ledger.attributes})
     if not alike or seen.reads_widths or seen.sized[False]:  # a trial is told more by a training run, of a batch of two
@@ -199,9 +201,10 @@ def _play_noted(
     calls: dict[Site, Called] = {}
     functions = Functions(watcher, training, _recorder(watcher, taken, calls, seen))
     play(subject, shadows, functions, training=training)
-    seen.steps[training], seen.calls[training] = taken, calls
+    entered = watcher.position.calls
+    seen.steps[training], seen.calls[training], seen.entered[training] = taken, calls, entered
     seen.sized[training] = seen.real or watcher.sizes > 0 or seen.ledger.groups_told
-    seen.operands += functions.operands
+    seen.operands += [replace(operand, calls=entered[operand.site.inside]) for operand in functions.operands]
 
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm)

@@ -35,10 +35,9 @@ def follow_siblings(
     alone = []
     for parent, path in names.modules.items():
         prefix = f"{path}." if path else ""
-        own = {prefix + key: _tensors(child, prefix + key, names) for key, child in parent.named_children()}
-        kinds = {
-            prefix + key: (type(child), _shapes(own[prefix + key], ledger)) for key, child in parent.named_children()
-        }
+        children = {prefix + key: child for key, child in parent.named_children()}
+        own = {path: _tensors(child, path, names) for path, child in children.items()}
+        kinds = {path: (type(child), _shapes(own[path], ledger)) for path, child in children.items()}
         idle = [child for child in own if own[child] and child not in ran and ran.isdisjoint(own[child].values())]
         if idle and path and path not in ran:
             continue  # the parent itself has not run, and was seen to

@@ -91,9 +91,8 @@ def _more(table: ChannelTable, parts: int) -> dict[int, int] | None:
     for number, (group, counts) in enumerate(zip(table.groups, every, strict=True)):
         alike[(group.width, *counts)].append(number)
     more: dict[int, int] = {}
-    single = {
-        width for (width, *_), numbers in alike.items() if len(numbers) == 1
-    }  # some are to be left with the fewest
+    # Of every such width, some are to be left with the fewest.
+    single = {width for (width, *_), numbers in alike.items() if len(numbers) == 1}
     for numbers in alike.values():
         if len(numbers) > 1:
             first = table.groups[numbers[0]]

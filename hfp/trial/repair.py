@@ -64,8 +64,6 @@ class Repairs:
         self.kept = list(told.values())
         self.trying: dict[tuple[Any, ...], tuple[Misfit, Repair]] = {}
         self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
-        self.frames: dict[int, dict[str, int]] = {}
-        """By the identity of a run's calls: the times that what they are inside of was called."""
         self.earlier: set[tuple[Any, ...]] = set()
         """The keys of all misfits so far."""
 
@@ -210,26 +208,17 @@ class Repairs:
     def operands(self) -> list[Operand]:
         """Those of the runs, and the scalings that are kept or being tried."""
         repairs = (*self.kept, *(repair for _, repair in self.trying.values()))
-        found = self.seen.operands + [
+        return self.seen.operands + [
             twin
             for repair in repairs
             if repair.scaling is not None and repair.scaling.power != NOT_AT_ALL
             for twin in self._in_both_modes(repair.scaling)
         ]
-        return [replace(operand, calls=self._times(operand)) for operand in found]
-
-    def _times(self, operand: Operand) -> int:
-        """How often what it is inside of was called in the run of its mode; in the one that there is, for both."""
-        calls = self.seen.calls.get(operand.training, self.seen.calls[False])
-        if id(calls) not in self.frames:
-            self.frames[id(calls)] = frames = dict[str, int]()
-            for site in calls:
-                frames[site.inside] = max(site.call, frames.get(site.inside, 0))
-        return self.frames[id(calls)].get(operand.site.inside, operand.site.call)
 
     def _in_both_modes(self, operand: Operand) -> Iterator[Operand]:
         """The same for the same place of the code in the other mode."""
         own = self.seen.calls[operand.training]
+        operand = replace(operand, calls=self.seen.entered[operand.training][operand.site.inside])
         yield operand
         if (not operand.training) not in self.seen.calls:
             yield replace(operand, training=not operand.training)
@@ -241,7 +230,8 @@ class Repairs:
 
         others, rank = alike(self.seen.calls[not operand.training]), alike(own).index(operand.site)
         if rank < len(others):
-            yield replace(operand, site=others[rank], training=not operand.training)
+            calls = self.seen.entered[not operand.training][others[rank].inside]
+            yield replace(operand, site=others[rank], training=not operand.training, calls=calls)
 
     def _candidates(self, misfit: Misfit, table: ChannelTable) -> Iterator[Repair]:
         extent = misfit.extent
