@@ -156,6 +156,13 @@ class Ledger:
         self._joined = len(self.ties), root
         return root
 
+    def among(self, vectors: Iterable[Tensor]) -> Tensor:
+        """(ids,) bool: which ids are in these, or tied to some that are."""
+        root, found = self.roots(), torch.zeros(self.size, dtype=torch.bool)
+        for ids in vectors:
+            found[root[ids[ids >= 0]]] = True
+        return found[root]
+
     def labels(self, name: str) -> Labels:
         """The labels of the tensor `name` itself."""
         return tuple(ids if len(ids) > 1 else None for ids in self.axes[name])

@@ -79,20 +79,13 @@ class _Shared:
     def __init__(self, ledger: Ledger, operands: Sequence[Operand]) -> None:
         self.ledger, self.operands, self.root = ledger, operands, ledger.roots()
         self.times = self._count(ledger.axes)
-        self.produced, self.wide = self._among(ledger.produced), self._among(ledger.wide)
+        self.produced, self.wide = ledger.among(ledger.produced), ledger.among(ledger.wide)
         # Of what is told by factors, or counted by an attribute, a copy would take more than ties.
-        self.entangled = self._among([ids for record in ledger.products for ids in record])
-        self.entangled |= self._among(ledger.attributes.values())
+        self.entangled = ledger.among(ids for record in ledger.products for ids in record)
+        self.entangled |= ledger.among(ledger.attributes.values())
         self.pin = torch.full((ledger.size,), len(ledger.pins))  # the first that holds a root
         for number, pin in reversed(list(enumerate(ledger.pins))):
             self.pin[self.root[pin.ids]] = number
-
-    def _among(self, vectors: Iterable[Tensor]) -> Tensor:
-        """(ids,) bool: which roots are among these."""
-        found = torch.zeros(self.ledger.size + 1, dtype=torch.bool)  # the last entry is for what is no id
-        ids = torch.cat([_NO_IDS, *(ids.flatten() for ids in vectors)])
-        found[torch.where(ids < 0, -1, self.root[ids])] = True
-        return found[:-1]
 
     def _count(self, tensors: Iterable[str]) -> Tensor:
         """Root -> how often it stands in these tensors."""
@@ -107,8 +100,8 @@ class _Shared:
 
     def can_be_followed(self, own: Own, path: str) -> bool:
         """Whether its functions work across channels of named tensors only, and none is told by factors."""
-        channels = self._among(operand.channels for operand in self._operands_in(path))
-        named = self._among([self._ids(own.values())]) | (self.times > 0)
+        channels = self.ledger.among(operand.channels for operand in self._operands_in(path))
+        named = self.ledger.among([self._ids(own.values())]) | (self.times > 0)[self.root]
         return not bool((channels & (~named | self.entangled)).any())
 
     def follow(self, path: str, idle: Own, beside: str, sibling: Own) -> Iterator[Operand]:

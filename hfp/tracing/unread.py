@@ -5,10 +5,7 @@ The head of an early exit may have been asked how sure it is, and no more: on ot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
 from hfp.labels import Ledger, Place
 from hfp.tracing.operands import Operand
@@ -19,16 +16,9 @@ _READING = {"zero", "again", "root", "mean"}
 
 def pin_unread(ledger: Ledger, operands: Sequence[Operand]) -> None:
     """Pin what layers make and no weight, normaliser or product of activations has read."""
-    root = ledger.roots()
-    known = torch.zeros(ledger.size, dtype=torch.bool)
-
-    def note(vectors: Iterable[Tensor]) -> None:
-        for ids in vectors:
-            known[root[ids[ids >= 0]]] = True
-
-    note(ledger.axes[name][dim] for name, dims in ledger.readers.items() for dim in dims)
-    note(operand.channels for operand in operands if operand.how in _READING)
-    note(ids.flatten() for record in ledger.products for ids in record)  # read in parts
+    known = ledger.among(ledger.axes[name][dim] for name, dims in ledger.readers.items() for dim in dims)
+    known |= ledger.among(operand.channels for operand in operands if operand.how in _READING)
+    known |= ledger.among(ids for record in ledger.products for ids in record)  # read in parts
     for ids in ledger.produced:
-        unread = ids[~known[root[ids]]]
+        unread = ids[~known[ids]]
         ledger.pin(unread, "is read by nothing on the example inputs, whose values decide what runs", Place("", "", ""))
