@@ -2,7 +2,8 @@
 
 `peers`: a table and one compaction to half of the multiply-adds, against Torch-Pruning (`pip install torch-pruning`)
 building its pruner and taking one step at a ratio of one half, in turns A B A B, for every network of torchvision.
-`scale`: the time of `hfp.trace` against the number of operators, on models without weights, and its peak of memory.
+`scale`: the time of `hfp.trace` against the number of operators, on models without weights, and its peak of memory. The
+networks of a family take turns, and the fastest turn of each counts: what they take is tenths of a second.
 
 All times are CPU seconds of one thread, so that a busy machine disturbs little. Every network has a process of its own,
 which is ended when it takes too long or too much memory (Linux only). `--output FILE` writes the rows as JSON; those of
@@ -305,22 +306,31 @@ class _Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def traced(send: Callable[[Any], None], network: Network, rounds: int) -> None:
-    """Sends one row: operators of a forward, CPU seconds of a trace, and its peak of memory."""
+def measured(send: Callable[[Any], None], network: Network) -> None:
+    """Sends one row: operators of a forward, bytes of the model, and the peak of memory of a trace."""
     warm_up()
-    model = without_weights(network)
-    inputs = tuple(x.to("meta") for x in network.inputs())
+    model, inputs = without_weights(network), _on_meta(network)
     with torch.no_grad(), _Operators() as operators:
         model(*inputs)
     peak, _ = peak_memory(lambda: hfp.trace(model, inputs))
-    times = []
-    for _ in range(rounds):
-        start = time.process_time()
-        hfp.trace(model, inputs)
-        times.append(time.process_time() - start)
     tensors = [*model.parameters(), *model.buffers()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    send({"operators": operators.count, "seconds": statistics.median(times), "bytes": size, "peak_bytes": peak})
+    send({"operators": operators.count, "bytes": size, "peak_bytes": peak})
+
+
+def timed(send: Callable[[Any], None], networks: Sequence[Network], rounds: int) -> None:
+    """Sends (name, CPU seconds of a trace), one network after the other, again and again."""
+    warm_up()
+    built = [(network.name, without_weights(network), _on_meta(network)) for network in networks]
+    for _ in range(rounds):
+        for name, model, inputs in built:
+            start = time.process_time()
+            hfp.trace(model, inputs)
+            send((name, time.process_time() - start))
+
+
+def _on_meta(network: Network) -> tuple[Tensor, ...]:
+    return tuple(x.to("meta") for x in network.inputs())
 
 
 def peak_memory(work: Callable[[], Any]) -> tuple[int | None, Any]:
@@ -348,17 +358,14 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
 
 def scale(options: argparse.Namespace) -> dict[str, Any]:
     families: dict[str, Any] = {}
+    limits = {"limit": options.limit, "memory": options.memory}
     for family, names in FAMILIES.items():
-        rows = {}
-        for name in names.split():
-            if re.search(options.only, name):
-                limits = {"limit": options.limit, "memory": options.memory}
-                try:
-                    (rows[name],) = in_a_process(traced, Network(name), options.rounds, **limits)
-                except (TimeoutError, ChildProcessError) as error:
-                    print(name, _named(error), flush=True)
-                else:
-                    print(name, rows[name], flush=True)
+        rows: dict[str, dict[str, Any]] = {}
+        networks = [Network(name) for name in names.split() if re.search(options.only, name)]
+        for network in networks:
+            (rows[network.name],) = in_a_process(measured, network, **limits)
+        for name, seconds in in_a_process(timed, networks, options.rounds, **limits):
+            rows[name]["seconds"] = min(seconds, rows[name].get("seconds", seconds))
         if len(rows) > 1:
             slope = exponent([row["operators"] for row in rows.values()], [row["seconds"] for row in rows.values()])
             families[family] = {"exponent": slope, "networks": rows}

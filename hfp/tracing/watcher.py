@@ -322,4 +322,5 @@ def is_own(frame: FrameType) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    told = str(error).strip()
+    return f"{type(error).__name__}: {told.splitlines()[0].rstrip('.') if told else 'no message'}"
