@@ -9,7 +9,7 @@ in cost, and at least one of them always stays.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -188,7 +188,7 @@ class _Row:
 
     def prunable(self) -> set[int]:
         """The axes on which any index can be removed."""
-        return set(self.axis[self.channels != FIXED].unique_consecutive().tolist())
+        return set(self.axis.masked_select(self.channels != FIXED).unique_consecutive().tolist())
 
 
 def _in_a_row(ledger: Ledger, of: Tensor) -> _Row:
@@ -204,13 +204,13 @@ def _in_a_row(ledger: Ledger, of: Tensor) -> _Row:
     lengths = [len(vector) for vector in vectors]
     row = torch.cat([_EMPTY, *vectors])
     axis = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long))
-    return _Row(number, places, lengths, axis, row, of[row])
+    return _Row(number, places, lengths, axis, row, of.index_select(0, row))
 
 
 def _groups(row: _Row, count: int, products: Tensor, wide: Tensor) -> tuple[Group, ...]:
     """Channels with the same places, and the same partners in products, in the order of their first channel."""
-    here = (row.channels != FIXED).nonzero().flatten()
-    axis, number = row.axis[here], row.channels[here]
+    free = row.channels != FIXED
+    axis, number = row.axis.masked_select(free), row.channels.masked_select(free)
     # Equal sums of random numbers of the axes, 128 bits of them, mean equal sizes in all places.
     random = torch.randint(-(2**62), 2**62, (2, len(row.places)), generator=torch.Generator().manual_seed(0))
     zeros = torch.zeros(count + len(products), dtype=torch.long)
@@ -260,18 +260,18 @@ def _equal_rows(rows: Tensor) -> list[Tensor]:
     return sorted(parts, key=lambda part: int(part[0]))
 
 
-def _sizes(channels: list[int], axis: Tensor, number: Tensor, count: int, products: Tensor) -> list[Counter[int]]:
+def _sizes(channels: list[int], axis: Tensor, number: Tensor, count: int, products: Tensor) -> list[dict[int, int]]:
     """For each of `channels`: axis -> how many of its indices the channel takes up, alone and in products."""
     factors = torch.full((count + len(products), max(products.shape[1], 1)), FIXED)  # of every number
     factors[:count, 0] = torch.arange(count)
     factors[count:, : products.shape[1]] = products
     asked = torch.full((count + 1,), FIXED)  # the last entry is for FIXED
     asked[channels] = torch.arange(len(channels))
-    sizes: list[Counter[int]] = [Counter() for _ in channels]
+    sizes: list[dict[int, int]] = [defaultdict(int) for _ in channels]
     for column in asked[factors].unbind(1):
-        rows = column[number]
+        rows = column.index_select(0, number)
         here = rows != FIXED
-        for row, where in zip(rows[here].tolist(), axis[here].tolist(), strict=True):
+        for row, where in zip(rows.masked_select(here).tolist(), axis.masked_select(here).tolist(), strict=True):
             sizes[row][where] += 1
     return sizes
 

@@ -60,10 +60,10 @@ def resolve(ledger: Ledger) -> Numbering:
     number[left] = own.max(1).values if own.shape[1] else torch.full_like(left, FIXED)
     if index is not None:
         number[left[several]] = count + index
-    of = number[:-1][root]
+    of = number[:-1].index_select(0, root)
     held = why[:-1].clone()
     held.scatter_reduce_(0, left, why[factors].amin(1) if factors.shape[1] else why[left], "amin")
-    return Numbering(count, table, of, held[root], pins)
+    return Numbering(count, table, of, held.index_select(0, root), pins)
 
 
 def _records(ledger: Ledger) -> tuple[Tensor, Tensor]:

@@ -134,11 +134,11 @@ def cat(ledger: Ledger, call: Call) -> Labels:
                 torch.full((tensor.shape[axis],), FIXED) if vector is None else vector
                 for tensor, vector in zip(tensors, ids, strict=True)
             ]
-            beside_channels = any(map(prunable, parts))
-            alike = [beside_channels and bool((part == ANY).all()) for part in parts]
-            labels.append(
-                torch.cat([ledger.constant(part) if a else part for part, a in zip(parts, alike, strict=True)])
-            )
+            together = torch.cat(parts)
+            if prunable(together) and bool((together == ANY).any()):
+                parts = [ledger.constant(part) if bool((part == ANY).all()) else part for part in parts]
+                together = torch.cat(parts)
+            labels.append(together)
     return tuple(labels)
 
 
