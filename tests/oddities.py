@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from specimen import Net, between, conv, parameter, places, registry
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 ODDITIES, trap = registry()
@@ -71,6 +71,39 @@ def sorting_order_as_features() -> Net:
 def weight_norm() -> Net:
     b = parametrizations.weight_norm(conv(6, 4))
     return Net(lambda net, x: net.b(net.a(x)), a=conv(3, 6), b=b)
+
+
+COMPUTED = "fc.bias/0 fc.parametrizations.weight.original0/0 fc.parametrizations.weight.original1/0 c.weight/1"
+
+
+@trap({places("a", "fc.parametrizations.weight.original1/1"): 6, COMPUTED: 8})
+def weight_norm_of_a_linear_layer() -> Net:
+    fc = parametrizations.weight_norm(nn.Linear(6, 8))
+    return Net(lambda net, x: net.c(net.fc(net.a(x).mean((2, 3))).relu()), a=conv(3, 6), fc=fc, c=nn.Linear(8, 4))
+
+
+@trap(
+    {places("a", "fc.weight_orig/1 fc.weight_mask/1"): 6, "fc.bias/0 fc.weight_mask/0 fc.weight_orig/0 c.weight/1": 8}
+)
+def pruned_by_masks() -> Net:
+    fc = prune.random_unstructured(nn.Linear(6, 8), "weight", 0.3)
+    return Net(lambda net, x: net.c(net.fc(net.a(x).mean((2, 3))).relu()), a=conv(3, 6), fc=fc, c=nn.Linear(8, 4))
+
+
+@trap({places("a", "w/0"): 6, "w/1 b.weight/1": 8})
+def product_with_scaled_weights() -> Net:
+    run = lambda net, x: net.b((net.a(x).mean((2, 3)) @ (net.w * 0.5)).relu())  # noqa: E731
+    return Net(run, a=conv(3, 6), b=nn.Linear(8, 4), w=parameter(6, 8))
+
+
+@trap({"inner.0.bias/0 inner.0.weight/0 inner.2.weight/1": 8})
+def called_with_weights_of_its_own() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        weights = {name: weight * (1 + net.step) for name, weight in net.inner.named_parameters()}
+        return torch.func.functional_call(net.inner, weights, (x.mean((2, 3)),))
+
+    inner = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4))
+    return Net(run, inner=inner, step=parameter(1))
 
 
 @trap({}, {"a.weight": "", "b.parametrizations.weight.original": ""})

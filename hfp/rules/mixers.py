@@ -213,8 +213,9 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     _read(ledger, call, a, left, b, right)
     batch = {axis: _batch(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)}
     rows, columns = call.ids(a, -2), call.ids(b, -1)
-    for ids, weight in ((rows, a), (columns, b)):
-        if ids is not None and call.name_of(weight) is not None:
+    for ids, weight, x in ((rows, a, b), (columns, b, a)):
+        computed = weight.dim() == 2 and call.is_stored(weight) and not call.is_stored(x)
+        if ids is not None and (computed or call.name_of(weight) is not None):
             ledger.produced.append(ids)
     fixed = prod(call.out.shape[axis] for axis, ids in batch.items() if ids is None)
     factors = tuple(ids for ids in batch.values() if ids is not None)
@@ -227,7 +228,7 @@ def linear(ledger: Ledger, call: Call) -> Labels:
     x, weight, *bias = call.args
     made = call.ids(weight, 0)
     _read(ledger, call, x, call.ids(x, -1), weight, call.ids(weight, 1))
-    if made is not None and call.name_of(weight) is not None:
+    if made is not None:
         ledger.produced.append(made)
     places = (call.labels(x) or (None,) * x.dim())[:-1]
     if call.name_of(x) is not None:

@@ -56,7 +56,9 @@ class OwnCall(Call):
         """
         operands = tensors or tuple(self.tensors())
         self.said.extend(ids for tensor in operands for ids in self.labels(tensor) if ids is not None)
-        call = Call(self.func, operands, {}, self.out, self.labels, self.name_of, self.place, self.module)
+        call = Call(
+            self.func, operands, {}, self.out, self.labels, self.name_of, self.is_stored, self.place, self.module
+        )
         return pointwise(self.ledger, call)
 
     def output(self, axes: Mapping[int, Tensor | None], like: Tensor | None = None) -> Labels:
@@ -257,7 +259,7 @@ def _watched(function: OwnRule) -> Rule:
         if not isinstance(call.func, nn.Module) and call.func._schema.is_mutable:  # type: ignore[attr-defined]
             stays_whole(ledger, call, "meets an operator that writes to its arguments, which a rule cannot describe")
             return [()] * len(tensors_in(call.out))
-        rest = call.out, call.labels, call.name_of, call.place, call.module
+        rest = call.out, call.labels, call.name_of, call.is_stored, call.place, call.module
         asked = OwnCall(call.func, call.args, call.kwargs, *rest, ledger=ledger)
         try:
             labels = function(asked)

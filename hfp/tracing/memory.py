@@ -18,11 +18,12 @@ from hfp.labels import ANY, Labels
 
 
 class _Entry:
-    __slots__ = ("held", "labels")
+    __slots__ = ("held", "labels", "stored")
 
     def __init__(self, held: Any) -> None:
         self.held = held  # what keeps the id from being another's: the tensor, or a weak reference to it
         self.labels: Labels = ()
+        self.stored = False
 
 
 class Memory:
@@ -45,10 +46,16 @@ class Memory:
     def label(self, tensor: Tensor, labels: Labels) -> None:
         self._entry(tensor).labels = labels
 
-    def meet(self, tensor: Tensor) -> None:
+    def is_stored(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter or a buffer, or computed from such alone."""
+        entry = self._entries.get(id(tensor))
+        return entry is not None and entry.stored
+
+    def meet(self, tensor: Tensor, stored: bool = False) -> None:
         """An operator has made this tensor, or a view of another."""
         storage = tensor.untyped_storage()
         entry = self._entry(tensor)
+        entry.stored = stored
         if storage._cdata not in self._first:
             held = tensor if tensor.is_meta else StorageWeakRef(storage)
             self._first[storage._cdata] = held, entry, weakref.ref(tensor)

@@ -88,7 +88,7 @@ class Watcher(TorchDispatchMode):
         self._memory = Memory()
         for name, tensor in shadows.items():
             self._memory.label(tensor, ledger.labels(name))
-            self._memory.meet(tensor)
+            self._memory.meet(tensor, stored=True)
         self._on_meta: dict[int, tuple[Tensor, Tensor]] = {}
 
     def labels(self, tensor: Any) -> Labels:
@@ -155,18 +155,19 @@ class Watcher(TorchDispatchMode):
 
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any, name: str, counted: bool) -> None:
         values = values_in((args, kwargs) if kwargs else args)
+        tensors = [value for value in values if isinstance(value, Tensor)]
         before: tuple[Tensor, ...] = ()
-        for tensor in values:
-            if isinstance(tensor, Tensor):
-                if tensor not in self._memory:
-                    self._adopt(tensor)
-                before += _some(self._memory.labels(tensor))
+        for tensor in tensors:
+            if tensor not in self._memory:
+                self._adopt(tensor)
+            before += _some(self._memory.labels(tensor))
         place = Place(name, self.position.path, "")
         own = isinstance(func, nn.Module) or base_name(name) in OWN
         if counted or before or own or place.operator in _LABELLING:
             place = self._apply(func, args, kwargs, out, place, counted)
+        stored = bool(tensors) and all(map(self._memory.is_stored, tensors))
         for tensor in tensors_in(out):
-            self._memory.meet(tensor)
+            self._memory.meet(tensor, stored)
         outs = tensors_in(out) if own else labelled(out)
         after = tuple(self.labels(tensor) for tensor in outs)
         touched = sum(map(_some, after), before)
@@ -187,7 +188,7 @@ class Watcher(TorchDispatchMode):
         if name != place.operator and name in _MOVED_IN_PLACE:
             rule = stays_whole
         module = func if isinstance(func, nn.Module) else self.position.module
-        call = Call(func, args, kwargs, out, self.labels, self.name_of, place, module)
+        call = Call(func, args, kwargs, out, self.labels, self.name_of, self._memory.is_stored, place, module)
         macs, pins = len(self.ledger.macs), len(self.ledger.pins)
         try:
             labels = rule(self.ledger, call)
