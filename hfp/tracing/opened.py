@@ -103,6 +103,11 @@ def std(
     return var(input, dim, unbiased, keepdim, correction=correction).sqrt()
 
 
+def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """As `torch.nn.functional.pairwise_distance`, which adds `eps` to every difference: to those of zeros as well."""
+    return torch.linalg.vector_norm(x1 - x2 + eps, p, -1, keepdim)
+
+
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     """As `torch.nn.functional.channel_shuffle`."""
     parts = input.unflatten(1, (groups, -1))
@@ -182,6 +187,7 @@ OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.Tensor.var: var,
     torch.std: std,
     torch.Tensor.std: std,
+    torch.pairwise_distance: pairwise_distance,
     torch.channel_shuffle: channel_shuffle,
     torch.native_channel_shuffle: channel_shuffle,
     F.multi_head_attention_forward: attention_body,

@@ -112,6 +112,12 @@ def test_channel_shuffle(shape: tuple[int, ...]) -> None:
         assert torch.equal(F.channel_shuffle(x, 3), expected)
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.5, float("inf")])
+def test_pairwise_distance(p: float) -> None:
+    x, y = torch.randn(4, 6), torch.randn(4, 6)
+    torch.testing.assert_close(opened.pairwise_distance(x, y, p, 0.1, True), F.pairwise_distance(x, y, p, 0.1, True))
+
+
 def test_gradients_are_the_same_too() -> None:
     functions: list[tuple[Any, Any, Any]] = [
         (opened.layer_norm, F.layer_norm, [12]),
