@@ -43,11 +43,10 @@ def attention_body(
 ) -> tuple[Tensor, Tensor | None]:
     """As `torch.nn.functional.multi_head_attention_forward`, but `embed_dim_to_check` is not looked at.
 
-    Tensors are (tokens, batch, width), or without a batch. NotImplementedError for learned or zero entries that are
-    added to the keys, and for static keys.
+    Tensors are (tokens, batch, width), or without a batch. NotImplementedError for static keys.
     """
-    if bias_k is not None or bias_v is not None or add_zero_attn or static_k is not None or static_v is not None:
-        raise NotImplementedError("entries that are added to the keys of nn.MultiheadAttention cannot be cut")
+    if static_k is not None or static_v is not None:
+        raise NotImplementedError("static keys of multi_head_attention_forward cannot be cut")
     batched = query.dim() == 3
     inputs = (query, key, value) if batched else tuple(x.unsqueeze(1) for x in (query, key, value))
     if use_separate_proj_weight:
@@ -57,9 +56,17 @@ def attention_body(
     else:
         assert in_proj_weight is not None
         q, k, v = _projected(inputs, in_proj_weight.chunk(3), in_proj_bias)
+    tokens = k.size(0)
+    if bias_k is not None and bias_v is not None:
+        k, v = (torch.cat([x, learned.expand(-1, x.size(1), -1)]) for x, learned in ((k, bias_k), (v, bias_v)))
+    if add_zero_attn:
+        k, v = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (k, v))
     # (batch, heads, tokens, width of a head)
     q, k, v = (x.unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3) for x in (q, k, v))
-    mask = _mask(q, k, attn_mask, key_padding_mask, is_causal)
+    if is_causal and (attn_mask is None or (key_padding_mask is None and not need_weights)):
+        # Then PyTorch takes the hint at its word, also for the keys that were added.
+        attn_mask, tokens = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).triu(1), k.size(2)
+    mask = _mask(q, k, tokens, attn_mask, key_padding_mask)
     dropout = dropout_p if training else 0.0
     weights = None
     if need_weights:
@@ -95,23 +102,24 @@ def _projected(inputs: Any, weights: Any, bias: Tensor | None) -> tuple[Tensor, 
     return tuple(F.linear(x, weight, b) for x, weight, b in zip(inputs, weights, biases, strict=True))
 
 
-def _mask(q: Tensor, k: Tensor, attn: Tensor | None, padding: Tensor | None, causal: bool) -> Tensor | None:
-    """What is added to the scores (batch, heads, queries, keys); in masks True stands for what is hidden."""
-    if causal and attn is None:
-        attn = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool, device=q.device).triu(1)
-
-    def added(mask: Tensor | None) -> Tensor | None:
-        if mask is None or mask.dtype != torch.bool:
-            return mask
-        return torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float("-inf"))
-
-    attn, padding = added(attn), added(padding)
+def _mask(q: Tensor, k: Tensor, tokens: int, attn: Tensor | None, padding: Tensor | None) -> Tensor | None:
+    """What is added to the scores (batch, heads, queries, keys), by masks for the first so many `tokens` of the keys."""
+    attn, padding = (_added(mask, q.dtype) for mask in (attn, padding))
+    if tokens < k.size(2):  # those behind are never hidden
+        attn, padding = (None if mask is None else F.pad(mask, (0, k.size(2) - tokens)) for mask in (attn, padding))
     if attn is not None and attn.dim() == 3:  # (batch * heads, queries, keys)
         attn = attn.unflatten(0, (q.size(0), -1))
     if padding is None:
         return attn
-    padding = padding.reshape(-1, 1, 1, k.size(-2))
+    padding = padding.reshape(-1, 1, 1, k.size(2))
     return padding if attn is None else attn + padding
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask in which True stands for what is hidden, as numbers that are added to scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -137,6 +145,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As that of `nn.MultiheadAttention`."""
+        # First of all, as `nn.MultiheadAttention` does it: a cut network is to run the operators of the dense one.
+        key_padding_mask, attn_mask = (_added(mask, query.dtype) for mask in (key_padding_mask, attn_mask))
         first = self.batch_first and query.dim() == 3
         if first and query is key and key is value:
             query = key = value = query.transpose(1, 0)
@@ -168,6 +178,6 @@ class MultiheadAttention(nn.MultiheadAttention):
             k_proj_weight=self.k_proj_weight,
             v_proj_weight=self.v_proj_weight,
             average_attn_weights=average_attn_weights,
-            is_causal=is_causal and attn_mask is None,
+            is_causal=is_causal,
         )
         return (out.transpose(1, 0) if first else out), weights

@@ -302,6 +302,29 @@ def multihead_attention_within_and_by_a_query_of_its_own() -> Net:
     return beside(run, mix=nn.MultiheadAttention(12, 3, batch_first=True), query=parameter(1, 1, 12))
 
 
+@specimen(shapes=TOKENS, least=PACKED)
+def multihead_attention_with_pairs_hidden() -> Net:
+    """PyTorch's layer and ours make the same of a mask of true and false, in the same order."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        return net.mix(x, x, x, attn_mask=torch.ones(5, 5, dtype=torch.bool, device=x.device).triu(1))[0]
+
+    return beside(run, mix=nn.MultiheadAttention(12, 3, batch_first=True))
+
+
+@specimen(shapes=TOKENS, least=f"{PACKED} mix.bias_k/2 mix.bias_v/2")
+def multihead_attention_with_keys_of_its_own() -> Net:
+    """A learned one, and one of zeros; beside them, some are hidden."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        hidden = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        hidden[:, -1] = True
+        return net.mix(x, x, x, key_padding_mask=hidden)[0]
+
+    mix = nn.MultiheadAttention(12, 3, bias=False, add_bias_kv=True, add_zero_attn=True, batch_first=True)
+    return beside(run, mix=mix)
+
+
 @specimen(shapes=((2, 5, 7), (2, 6, 8)), least="embed memory values mix.out_proj head.weight/1 mix.k_proj_weight/1")
 def multihead_attention_of_other_keys() -> Net:
     """kdim and vdim: three projections instead of one."""
