@@ -103,7 +103,7 @@ def _projected(inputs: Any, weights: Any, bias: Tensor | None) -> tuple[Tensor, 
 
 
 def _mask(q: Tensor, k: Tensor, tokens: int, attn: Tensor | None, padding: Tensor | None) -> Tensor | None:
-    """What is added to the scores (batch, heads, queries, keys), by masks for the first so many `tokens` of the keys."""
+    """What is added to the scores (batch, heads, queries, keys), by masks for the first `tokens` of the keys."""
     attn, padding = (_added(mask, q.dtype) for mask in (attn, padding))
     if tokens < k.size(2):  # those behind are never hidden
         attn, padding = (None if mask is None else F.pad(mask, (0, k.size(2) - tokens)) for mask in (attn, padding))
