@@ -77,8 +77,7 @@ def lstm_with_projection() -> Net:
     return recurrent(nn.LSTM(6, 5, proj_size=3, batch_first=True), 3)
 
 
-@specimen(shapes=ROWS, least=f"{INTO} {HIDDEN}")
-def lstm_on_packed_sequences() -> Net:
+def packed(rnn: nn.Module) -> Net:
     """Lengths are values, so this is followed on numbers, where PyTorch has fused layers."""
 
     def run(net: Any, x: Tensor) -> Tensor:
@@ -86,7 +85,18 @@ def lstm_on_packed_sequences() -> Net:
         packed = nn.utils.rnn.pack_padded_sequence(net.a(x), lengths, batch_first=True, enforce_sorted=False)
         return net.b(nn.utils.rnn.pad_packed_sequence(net.rnn(packed)[0], batch_first=True)[0])
 
-    return Net(run, a=nn.Linear(7, 6), rnn=nn.LSTM(6, 5, batch_first=True), b=nn.Linear(5, 4))
+    return Net(run, a=nn.Linear(7, 6), rnn=rnn, b=nn.Linear(5, 4))
+
+
+@specimen(shapes=ROWS, least=f"{INTO} {HIDDEN}")
+def lstm_on_packed_sequences() -> Net:
+    return packed(nn.LSTM(6, 5, batch_first=True))
+
+
+@specimen(shapes=ROWS, least=f"{INTO} {HIDDEN}")
+def gru_on_packed_sequences() -> Net:
+    """Its first state is of as many rows as the longest of them has beside it, which is a value."""
+    return packed(nn.GRU(6, 5, batch_first=True))
 
 
 @specimen(shapes=ROWS, least=f"{INTO} {HIDDEN}")

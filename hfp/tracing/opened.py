@@ -8,6 +8,7 @@ when it is traced, since there hiding channels from its arguments is enough.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -176,6 +177,22 @@ def unscaled_scores(query: Tensor, key: Tensor) -> Tensor:
     return torch.matmul(query, key.transpose(-2, -1))
 
 
+_BODY = inspect.signature(attention_body)
+
+
+def called_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """As `torch.nn.functional.multi_head_attention_forward`: where a model's own code calls it, and not a layer that is
+    replaced by ours once it is cut, it still insists on heads that add up to the width."""
+    given = _BODY.bind(*args, **kwargs).arguments
+    packed, width = given["in_proj_weight"], given["query"].size(-1)
+    made = given["q_proj_weight"].size(0) if packed is None else packed.size(0) // 3
+    if not width == made == given["embed_dim_to_check"]:
+        raise AssertionError(
+            f"expected an embedding of {given['embed_dim_to_check']}, got {width}, projected to {made}"
+        )
+    return attention_body(*args, **kwargs)
+
+
 OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
@@ -190,7 +207,7 @@ OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.pairwise_distance: pairwise_distance,
     torch.channel_shuffle: channel_shuffle,
     torch.native_channel_shuffle: channel_shuffle,
-    F.multi_head_attention_forward: attention_body,
+    F.multi_head_attention_forward: called_attention,
     multi_head_attention_forward: attention_body,
 }
 

@@ -41,6 +41,8 @@ _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
 _COPIES = _IDLE | {"copy", "empty_like"}
 _ALWAYS = (SIZELESS - _COPIES) | set(MIXERS)
 """Arithmetic, and what is counted."""
+_FILLED = {"zeros", "ones", "empty", "rand", "randn"}
+"""Functions whose arguments are lengths."""
 _SPELT = {"__format__", "__repr__"}
 """Functions that need values, but do not fail where there are none."""
 _SAME_OPERATOR = {"_unsafe_view": "view", "_reshape_alias": "view"}
@@ -236,7 +238,7 @@ class _Trial:
             if self.real and needs_values(error):  # which nobody knows before the cut network is trained
                 self.at, self.astray = called.end, None
                 with self.watcher.paused():
-                    return self._replaced(called)
+                    return self._replaced(called, values_in(args) if site.function in _FILLED else ())
             self.lost = True
             with self.watcher.paused():
                 self._misfit(self._expected(), f"fails ({first_line(error)})")
@@ -293,11 +295,17 @@ class _Trial:
         self.at = called.end
         return self._replaced(called)
 
-    def _replaced(self, called: Called) -> Any:
-        """New tensors of the shapes that are left, in the memory order of the dense ones."""
+    def _replaced(self, called: Called, lengths: Sequence[Any] = ()) -> Any:
+        """New tensors of the shapes that are left, in the memory order of the dense ones.
+
+        `lengths`: those that were asked for. One that would be read off a tensor (the batch of a packed sequence) is as
+        it was.
+        """
         leaves = []
         for shape, labels, dtype, order in called.outs:
-            sizes = self.cut.shape(shape, labels)
+            sizes = list(self.cut.shape(shape, labels))
+            if len(lengths) == len(sizes):
+                sizes = [n if isinstance(n, int) else size for n, size in zip(lengths, sizes, strict=True)]
             device = next(iter(self.shadows.values())).device
             tensor = torch.zeros([sizes[axis] for axis in order], dtype=dtype, device=device)
             tensor = tensor.permute([order.index(axis) for axis in range(len(order))])
