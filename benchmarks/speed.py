@@ -362,10 +362,14 @@ def scale(options: argparse.Namespace) -> dict[str, Any]:
     for family, names in FAMILIES.items():
         rows: dict[str, dict[str, Any]] = {}
         networks = [Network(name) for name in names.split() if re.search(options.only, name)]
-        for network in networks:
-            (rows[network.name],) = in_a_process(measured, network, **limits)
-        for name, seconds in in_a_process(timed, networks, options.rounds, **limits):
-            rows[name]["seconds"] = min(seconds, rows[name].get("seconds", seconds))
+        try:
+            for network in networks:
+                (rows[network.name],) = in_a_process(measured, network, **limits)
+            for name, seconds in in_a_process(timed, networks, options.rounds, **limits):
+                rows[name]["seconds"] = min(seconds, rows[name].get("seconds", seconds))
+        except (TimeoutError, ChildProcessError) as error:
+            print(family, _named(error), flush=True)
+            continue
         if len(rows) > 1:
             slope = exponent([row["operators"] for row in rows.values()], [row["seconds"] for row in rows.values()])
             families[family] = {"exponent": slope, "networks": rows}

@@ -25,15 +25,19 @@ class Chaos(nn.Module):
         return x
 
 
-def error(*more: nn.Module) -> float:
+def error(*more: nn.Module, chaos: bool = True) -> float:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 500), nn.ReLU(), nn.Linear(500, 5), *more).double()
     table = trace(model, (X,))
-    return check_cut(model, table, random_keep(table, 0.5, torch.Generator().manual_seed(0)), ((X,), {}), 1e-9)
+    return check_cut(
+        model, table, random_keep(table, 0.5, torch.Generator().manual_seed(0)), ((X,), {}), 1e-9, chaos=chaos
+    )
 
 
 def test_what_rounding_makes_is_let_off() -> None:
     assert error() < 1e-12 and error(Chaos()) > 1e-3
+    with pytest.raises(AssertionError, match="differ by"):
+        error(Chaos(), chaos=False)
 
 
 def test_what_rounding_does_not_make_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
