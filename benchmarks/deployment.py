@@ -37,8 +37,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hfp import catalogue, checkpoint, compact, formats, program, surgery
-from hfp.origin import Outcome
+from hfp import catalogue, checkpoint, compact, program, surgery
+from hfp.deploy import formats
+from hfp.deploy.origin import Outcome
 
 NETWORKS = (
     "resnet50", "vgg16_bn", "resnet18", "mobilenet_v2", "densenet121",

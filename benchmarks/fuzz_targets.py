@@ -23,12 +23,13 @@ from torch import nn
 
 import hfp
 import models
-from hfp import checkpoint, files, foreign
+from hfp import checkpoint, files
+from hfp.deploy import foreign
+from hfp.deploy.origin import Wanted, compact
 from hfp.experiment import loop
 from hfp.experiment.restore import amid
 from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import complete, open_run
-from hfp.origin import Wanted, compact
 
 FILES = HERE.parent / "tests" / "files"
 TINY = {"name": "lenet5", "num_classes": 10, "image_size": 16, "in_channels": 1, "shortcut": None}

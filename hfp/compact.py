@@ -4,7 +4,7 @@
 
 CHECKPOINT is a training checkpoint of train.py at any moment of a run, a compact file of ours, or anybody's dense
 weights, to which a method that needs no training is applied. What comes out computes what the gated network does, or
-nothing is written. Where a network comes from is in `hfp.origin`, what it is written as in `hfp.formats`.
+nothing is written. Where a network comes from is in `hfp.deploy.origin`, what it is written as in `hfp.deploy.formats`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hfp import comparison, formats, report, rounding, surgery
+from hfp import report, surgery
+from hfp.deploy import comparison, formats, rounding
+from hfp.deploy.origin import ONE_SHOT, USUAL, Outcome, Wanted, compact
 from hfp.experiment.options import amount, whole
 from hfp.inspect import shape_and_dtype
-from hfp.origin import ONE_SHOT, USUAL, Outcome, Wanted, compact
 from hfp.verify import Disagreement
 
 TOLERANCE = 1e-5  # relative, in float32: gated and compact networks add up the same products in another order

@@ -17,7 +17,8 @@ from unpickling import FORBIDDEN
 import hfp
 import models
 import train
-from hfp import checkpoint, compact, origin
+from hfp import checkpoint, compact
+from hfp.deploy import origin
 from hfp.experiment import loop
 from hfp.experiment.run import RunFolder
 

@@ -28,7 +28,7 @@ def test_rows_are_written_and_not_made_again(
     output = tmp_path / "deployment.json"
     stages = ["eager", "channels_last", "onnxruntime", "checks"]
     monkeypatch.setattr(benchmark, "NETWORKS", ("lenet5",))
-    monkeypatch.setattr("hfp.rounding.SECONDS", 0.0)
+    monkeypatch.setattr("hfp.deploy.rounding.SECONDS", 0.0)
     command = ["deployment.py", "--stages", *stages, "--seconds", "0", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", command)
     for _ in range(2):
@@ -86,7 +86,7 @@ def test_a_form_that_fails_is_a_cell_and_not_the_end(
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(benchmark, "NETWORKS", ("lenet5",))
-    monkeypatch.setattr("hfp.rounding.SECONDS", 0.0)
+    monkeypatch.setattr("hfp.deploy.rounding.SECONDS", 0.0)
     monkeypatch.setitem(benchmark.RUNTIMES, "compile", fails)
     output = tmp_path / "deployment.json"
     monkeypatch.setattr(

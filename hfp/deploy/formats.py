@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hfp import checkpoint, program, surgery
+from hfp.deploy.origin import Outcome
 from hfp.files import atomic_write
-from hfp.origin import Outcome
 from hfp.tracing.watcher import first_line
 
 CLOSE = 1e-4

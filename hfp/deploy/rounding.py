@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hfp import checkpoint, inputs
+from hfp.deploy.origin import Outcome
 from hfp.experiment import loop
 from hfp.inputs import Arguments
-from hfp.origin import Outcome
 
 ROUNDINGS = (1, 4, 8, 16, 32)
 LOSS = 0.1

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
-from hfp import foreign
+from hfp.deploy import foreign
 
 
 def network(seed: int) -> nn.Module:

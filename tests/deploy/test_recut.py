@@ -13,8 +13,8 @@ from torch import nn
 import hfp
 import models
 from hfp import checkpoint, surgery
+from hfp.deploy.recut import recut, rounded
 from hfp.inputs import arguments
-from hfp.recut import recut, rounded
 
 NETS: dict[str, tuple[Any, Any]] = {
     "lenet5": (lambda: models.build("lenet5"), torch.zeros(1, 1, 28, 28)),

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfp import catalogue, checkpoint, files, foreign, inputs, methods
+from hfp import catalogue, checkpoint, files, inputs, methods
 from hfp.budget import Target
+from hfp.deploy import foreign
+from hfp.deploy.recut import recut
 from hfp.experiment.run import PHASES
 from hfp.inputs import Arguments
 from hfp.methods.method import at_once
-from hfp.recut import recut
 from hfp.wrap import GatedModel, wrap
 
 BUILD = {

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp import checkpoint, files, pickled
+from hfp import checkpoint, files
+from hfp.deploy import pickled
 from hfp.tracing.watcher import first_line
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import hfp
-from hfp import rounding
-from hfp.origin import Outcome
+from hfp.deploy import rounding
+from hfp.deploy.origin import Outcome
 
 
 class Slow(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hfp import foreign, pickled
+from hfp.deploy import foreign, pickled
 
 MANY = b"\x8a\x05" + (10**10).to_bytes(5, "little")  # the number 10,000,000,000 as a pickle has it
 

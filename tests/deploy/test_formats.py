@@ -10,8 +10,9 @@ import torch
 
 import hfp
 import models
-from hfp import files, formats
-from hfp.origin import Outcome
+from hfp import files
+from hfp.deploy import formats
+from hfp.deploy.origin import Outcome
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporters
 

@@ -11,7 +11,8 @@ import torch
 
 import hfp
 import models
-from hfp import checkpoint, origin
+from hfp import checkpoint
+from hfp.deploy import origin
 
 BUILD = {"name": "lenet5", "num_classes": 10, "image_size": 16, "in_channels": 1, "shortcut": None}
 WRAP = {"target_macs": 0.4, "target_params": None, "ignore": [], "round_to": 1, "counter": "macs", "method": "hfp"}

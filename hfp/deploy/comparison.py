@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hfp import checkpoint, report
 from hfp.copies import copied
+from hfp.deploy.origin import Outcome
 from hfp.experiment import loop
 from hfp.inputs import Arguments, batched
-from hfp.origin import Outcome
 from hfp.ptflops_check import measured
 
 Pair = list[float | None]
