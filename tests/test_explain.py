@@ -213,6 +213,11 @@ def test_a_network_without_groups() -> None:
     assert columns(pinned) == [["weight", "4", "is an output of the network", "output"]]
 
 
+def test_a_network_without_channels() -> None:
+    text = table_text(trace(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), torch.zeros(1, 3, 8, 8)))
+    assert text.endswith("\nNo layer has channels.")
+
+
 class Bessel(nn.Conv2d):
     """A convolution whose weight goes through an operator that no rule knows."""
 
