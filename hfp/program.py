@@ -58,10 +58,22 @@ def any_batch(program: torch.export.ExportedProgram) -> bool:
 
 
 def packed(program: torch.export.ExportedProgram, header: str = "{}") -> bytes:
-    """The bytes of a .pt2 file, with a JSON header beside the program."""
-    data = io.BytesIO()
-    torch.export.save(program, data, extra_files={HEADER: header})
-    return data.getvalue()
+    """The bytes of a .pt2 file, with a JSON header beside the program.
+
+    Raises:
+        ValueError: this version of PyTorch writes programs that `unpacked` would refuse.
+    """
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={HEADER: header})
+    data = file.getvalue()
+    try:
+        _unpickled_parts_of(data)
+    except (_Pickled, ValueError) as error:
+        raise ValueError(
+            f"PyTorch {torch.__version__} pickles parts of the programs that it writes, and hfp reads no pickle. "
+            'Use a newer one (pip install -U torch), or write weights: hfp.save(small, "small.safetensors").'
+        ) from error
+    return data
 
 
 def unpacked(path: str | Path) -> tuple[str, nn.Module]:

@@ -7,7 +7,6 @@ widths.png, the width of every layer before and after, and curves.png, what happ
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -25,8 +24,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 PLAIN_WIDTH = 110  # columns of a table that goes into a file or a pipe
 
@@ -119,22 +116,6 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Figures
-
-
-def count_params(net: nn.Module) -> int:
-    """Parameters of `net`, shared ones once."""
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
-def count_macs(net: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiply-adds of convolutions, linear layers and matrix products for one image, as PyTorch itself counts them.
-
-    Half of what `torch.utils.flop_counter.FlopCounterMode` says; bias, normalisation and activations are not in it.
-    """
-    net = copy.deepcopy(net).cpu().eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.zeros(1, *input_size))
-    return int(counter.get_total_flops()) // 2
 
 
 def circumstances(device: str) -> dict[str, Any]:

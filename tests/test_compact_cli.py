@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from unpickling import FORBIDDEN
+from unpickling import FORBIDDEN, PROGRAMS
 
 import hfp
 import models
@@ -392,6 +392,7 @@ save_file({"y": small(load_file(exchange)["x"]).detach()}, exchange)
 )
 
 
+@PROGRAMS
 @pytest.mark.parametrize("name", ["resnet20", "resnet56"])
 def test_one_command_and_no_pickle_is_opened(name: str, dense: Path, tmp_path: Path) -> None:
     """Made, read with the constructor alone, and read without it, each in a process that cannot unpickle."""

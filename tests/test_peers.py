@@ -15,7 +15,8 @@ from torch import nn
 import hfp
 import models
 import train
-from hfp import report, surgery
+from hfp import surgery
+from hfp.deploy import comparison
 from hfp.experiment import data, lab
 from hfp.experiment.run import RunFolder
 
@@ -41,11 +42,12 @@ def resnet() -> nn.Module:
 def test_the_cut_meets_the_target_and_not_by_much(name: str, target: float) -> None:
     model = resnet()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    table = hfp.trace(model, torch.zeros(1, 3, 32, 32))
-    dense = report.count_macs(model, (3, 32, 32))
+    image = torch.zeros(1, 3, 32, 32)
+    table = hfp.trace(model, image)
+    dense = comparison.count_macs(model, ((image,), {}))
     keep = peers.cut(peers.PEERS[name], model, table, int(target * dense))
     small = surgery.compact(model, table, keep)
-    assert target - 0.015 < report.count_macs(small, (3, 32, 32)) / dense <= target
+    assert target - 0.015 < comparison.count_macs(small, ((image,), {})) / dense <= target
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

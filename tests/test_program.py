@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from unpickling import FORBIDDEN
+from unpickling import FORBIDDEN, PROGRAMS
 
 import hfp
 import models
@@ -33,6 +33,9 @@ assert "models" not in sys.modules
 print(small(torch.arange(2 * 784.0).reshape(2, 1, 28, 28).div(784)).tolist())
 """
 )
+
+
+pytestmark = PROGRAMS
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,20 @@ def test_a_network_for_one_example_is_exported_for_one(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 8, 8)
     torch.testing.assert_close(hfp.load(tmp_path / "small.pt2", trusted=True)(x), small(x))
     assert not program.any_batch(program.exported(small, ((x,), {})))
+
+
+def test_a_version_that_pickles_programs_writes_none(
+    small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def old(program: Any, file: io.BytesIO, **_: Any) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("small/archive_format", "pt2")
+            archive.writestr("small/data/weights/model.pt", pickled())
+
+    monkeypatch.setattr(torch.export, "save", old)
+    with pytest.raises(ValueError, match="pickles parts of the programs that it writes.*pip install -U torch"):
+        hfp.save(small, tmp_path / "small.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 class Print:

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
-import models
 from hfp import report
 
 ROW = {"accuracy": 0.9731, "params": 1234, "params_share": 0.5, "macs": 56789, "macs_share": 0.4, "latency_ms": 1.25}
@@ -41,21 +39,6 @@ LINE = {
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables as wide as where there is no terminal, whatever runs the tests."""
     monkeypatch.setenv("COLUMNS", str(report.PLAIN_WIDTH))
-
-
-@pytest.mark.parametrize(
-    ("name", "params", "macs"),
-    [("lenet5", 431_080, 2_293_000), ("resnet20", 269_722, 40_551_040), ("resnet56", 853_018, 125_485_696)],
-)
-def test_counts_are_those_of_the_literature(name: str, params: int, macs: int) -> None:
-    net: Any = models.build(name)
-    assert report.count_params(net) == params
-    assert report.count_macs(net, net.input_size) == macs
-
-
-def test_shared_parameters_count_once() -> None:
-    layer = nn.Linear(3, 3)
-    assert report.count_params(nn.Sequential(layer, nn.ReLU(), layer)) == 12
 
 
 def cells(text: str) -> list[list[str]]:

@@ -1,5 +1,12 @@
 """Code for a process of its own, in which nothing can be unpickled: by no name that `pickle` has for it."""
 
+import pytest
+import torch
+
+PROGRAMS = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9), reason="PyTorch before 2.9 pickles parts of programs"
+)
+
 FORBIDDEN = """
 import _pickle, pickle
 

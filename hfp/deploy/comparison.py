@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hfp import checkpoint, report
@@ -29,7 +30,7 @@ def figures(outcome: Outcome, sizes: Mapping[str, int], batch: int) -> dict[str,
     given = outcome.inputs
     before, after = (checkpoint.widths(net) for net in nets)
     return {
-        "parameters": [report.count_params(net) for net in nets],
+        "parameters": [count_params(net) for net in nets],
         "macs": [count_macs(net, given) for net in nets],
         "macs_ptflops": [_as_ptflops(net, given) for net in nets],
         "file_bytes": [weights_size(outcome.dense), sizes.get("safetensors", next(iter(sizes.values())))],
@@ -39,10 +40,18 @@ def figures(outcome: Outcome, sizes: Mapping[str, int], batch: int) -> dict[str,
     }
 
 
+def count_params(net: nn.Module) -> int:
+    """Parameters of `net`, shared ones once."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
 def count_macs(net: nn.Module, given: Arguments) -> int:
-    """Half of what `FlopCounterMode` counts for one pass; with gradients: without, attention takes another path."""
+    """Half of what `FlopCounterMode` counts for one pass: convolutions, linear layers and matrix products.
+
+    With gradients, and attention as matrix products: what is fused, the counter sees in some versions of PyTorch only.
+    """
     net = copied(net, {}).eval()
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+    with FlopCounterMode(display=False) as counter, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         net(*given[0], **given[1])
     return int(counter.get_total_flops()) // 2
 

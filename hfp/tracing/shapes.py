@@ -2,7 +2,8 @@
 
 PyTorch's own kernels for shapes are Python decompositions of up to a millisecond for many an operator: most of the time
 of a run. Here are the plainest cases of a few; all others, and their errors, are left to PyTorch. Only what its
-convolution of shapes lets pass, and that of numbers does not, is refused here.
+convolution of shapes lets pass, and that of numbers does not, is refused here; and norms along an axis of one channel
+that is counted from the end have a wrong shape in some versions (2.8 to 2.11 at least).
 """
 
 from __future__ import annotations
@@ -150,6 +151,10 @@ def _mean(x: Tensor, axes: Any, keepdim: bool = False) -> Tensor | None:
     return _empty(x, [n for axis, n in enumerate(x.shape) if axis not in gone])
 
 
+def _vector_norm(x: Tensor, order: Any = 2, axes: Any = None, keepdim: bool = False) -> Tensor | None:
+    return _mean(x, axes, keepdim)
+
+
 def _cat(tensors: list[Tensor], axis: int = 0) -> Tensor | None:
     x = tensors[0]
     if not -x.dim() <= axis < x.dim() or not all(
@@ -179,14 +184,16 @@ def _convolution(
     if bias is not None and bias.shape != (made,):
         raise RuntimeError(f"a convolution that makes {made} channels has a bias of the shape {tuple(bias.shape)}")
     fits = x.dim() == weight.dim() == len(stride) + 2 and x.shape[1] == weight.shape[1] * groups
-    alike = x.dtype == weight.dtype and weight.is_meta and x.is_contiguous() and weight.is_contiguous()
-    if transposed or not fits or not alike:
-        return None
-    if len(padding) != len(stride) or len(dilation) != len(stride) or 0 in x.shape or 0 in weight.shape:
+    if transposed or not fits or not len(stride) == len(padding) == len(dilation):
         return None
     kernels = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    grid = [(n + 2 * pad - apart * (k - 1) - 1) // step + 1 for n, k, step, pad, apart in kernels]
-    return _empty(x, (x.shape[0], made, *grid)) if min(grid) > 0 else None
+    room = [(n + 2 * pad - apart * (k - 1) - 1, step) for n, k, step, pad, apart in kernels]
+    if min(room)[0] < 0:
+        raise RuntimeError(f"the kernel {tuple(weight.shape[2:])} is larger than the padded {tuple(x.shape[2:])}")
+    alike = x.dtype == weight.dtype and weight.is_meta and x.is_contiguous() and weight.is_contiguous()
+    if not alike or 0 in x.shape or 0 in weight.shape:
+        return None
+    return _empty(x, (x.shape[0], made, *(rest // step + 1 for rest, step in room)))
 
 
 def _resized(x: Tensor, size: list[int], *_: Any) -> Tensor | None:
@@ -217,6 +224,7 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     aten.pow.Tensor_Scalar: _power,
     aten.convolution.default: _convolution,
     aten.mean.dim: _mean,
+    aten.linalg_vector_norm.default: _vector_norm,
     aten.cat.default: _cat,
     aten.upsample_bilinear2d.default: _resized,
     aten.upsample_nearest2d.default: _resized,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from unpickling import PROGRAMS
 
 import hfp
 import models
@@ -24,7 +25,9 @@ def outcome() -> Outcome:
     return Outcome("a test", dense, None, hfp.wrap(dense, target_macs=0.4).compact().eval())
 
 
-@pytest.mark.parametrize("name", formats.FORMATS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=PROGRAMS if name == "pt2" else ()) for name in formats.FORMATS]
+)
 def test_what_is_written_computes_the_same_for_a_batch(name: str, outcome: Outcome, tmp_path: Path) -> None:
     if missing := [package for package in formats.FORMATS[name].needs if importlib.util.find_spec(package) is None]:
         pytest.skip(f"{missing} not installed")
@@ -83,12 +86,14 @@ def test_what_is_not_there_is_told_with_the_line_that_installs_it(monkeypatch: p
         formats.check(["pickle"], Path("small"))
 
 
-def test_a_disk_that_is_full_leaves_nothing(outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["safetensors", "torchscript", pytest.param("pt2", marks=PROGRAMS)])
+def test_a_disk_that_is_full_leaves_nothing(
+    name: str, outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    for name in ("safetensors", "pt2", "torchscript"):
-        with pytest.raises(OSError, match="No space left"):
-            formats.write(outcome, name, tmp_path / "small")
+    with pytest.raises(OSError, match="No space left"):
+        formats.write(outcome, name, tmp_path / "small")
     assert not list(tmp_path.iterdir())

@@ -68,6 +68,9 @@ def arguments(func: Any, generator: random.Random) -> tuple[Any, ...]:
     if name == "mean":
         axes = [generator.randint(-3, 3) for _ in range(generator.randint(0, 2))]
         return x, axes, generator.random() < 0.5
+    if name == "linalg_vector_norm":
+        axes = generator.choice([None, [], [0], [1, 2], [3]])  # counted from the end: below
+        return x, generator.choice([2, 1.5, 1, 0]), axes, generator.random() < 0.5
     if name == "cat":
         shape = some(generator, generator.randint(1, 3))
         return [strided(generator, *shape), strided(generator, *shape[:-1], 4)], generator.randint(-3, 2)
@@ -107,3 +110,12 @@ def test_outputs_are_those_of_pytorch(func: Any) -> None:
         assert described(outputs(func, args, {})) == expected, args
         quick += shapes._PLAIN[func](*args) is not None
     assert quick >= 5
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("shape", [(4, 5, 1), (4, 1, 5), (1,)])
+def test_norms_along_axes_that_are_counted_from_the_end(shape: tuple[int, ...], keepdim: bool) -> None:
+    for axis in range(-len(shape), len(shape)):
+        expected = torch.linalg.vector_norm(torch.ones(shape), dim=axis, keepdim=keepdim)
+        out = outputs(aten.linalg_vector_norm.default, (meta(*shape), 2, [axis], keepdim), {})
+        assert out.shape == expected.shape
