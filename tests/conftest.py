@@ -10,6 +10,7 @@ import torch
 from hfp.rules.own import OWN
 
 torch.set_num_threads(1)
+torch.ones((), requires_grad=True).backward()  # a first one after torch.export starts threads, which no fork survives
 os.environ["OMP_NUM_THREADS"] = "1"  # of subprocesses too: other sums of a product are other last bits
 
 
