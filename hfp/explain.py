@@ -131,11 +131,11 @@ def table_text(table: ChannelTable) -> str:
         paragraph("MACs, params: what would go with the whole group; a layer between two groups counts in both.\n")
     paragraph("Within reach, of one pass of the example inputs")
     out.print(_range(data))
-    paragraph(
-        "Stays whole" if table.pinned else "Nothing has to stay whole." if table.groups else "No layer has channels."
-    )
     if table.pinned:
+        paragraph("Stays whole")
         out.print(_whole(table))
+    else:
+        paragraph("Nothing has to stay whole." if table.groups else "No layer has channels.")
     for note in table.notes:
         paragraph(f"note: {note}")
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -61,7 +61,7 @@ def packed(program: torch.export.ExportedProgram, header: str = "{}") -> bytes:
     """The bytes of a .pt2 file, with a JSON header beside the program.
 
     Raises:
-        ValueError: this version of PyTorch writes programs that `unpacked` would refuse.
+        ValueError: PyTorch wrote what `unpacked` would refuse.
     """
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={HEADER: header})
@@ -70,8 +70,9 @@ def packed(program: torch.export.ExportedProgram, header: str = "{}") -> bytes:
         _unpickled_parts_of(data)
     except (_Pickled, ValueError) as error:
         raise ValueError(
-            f"PyTorch {torch.__version__} pickles parts of the programs that it writes, and hfp reads no pickle. "
-            'Use a newer one (pip install -U torch), or write weights: hfp.save(small, "small.safetensors").'
+            f"The file of this program would have pickled parts ({error}), and hfp reads no pickle: PyTorch "
+            f"{torch.__version__} pickles example inputs that are not tensors and plain values, and before 2.9 weights "
+            'too (pip install -U torch). Weights alone can always be written: hfp.save(small, "small.safetensors").'
         ) from error
     return data
 
