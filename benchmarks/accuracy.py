@@ -59,9 +59,9 @@ from models.resnet import DEPTHS
 ROOT = HERE.resolve().parent
 FIGURES = RESULTS / "accuracy"
 
-RECIPE: dict[str, Any] = {"batch_size": 128, "lr": 0.05, "distill": 0.7, "channels_last": True}
+RECIPE: dict[str, Any] = {"batch_size": 128, "distill": 0.7, "channels_last": True}
 """The settings of train.py that all runs have in common, whatever the command line of the benchmark says."""
-FROM_SCRATCH, ADAPTED = {"lr": 0.1, "dense_epochs": 30}, {"dense_epochs": 3}
+FROM_SCRATCH, ADAPTED = {"lr": 0.1, "dense_epochs": 30}, {"lr": 0.05, "dense_epochs": 3}
 """How a baseline is trained, without and with weights to start from."""
 ONLY_DENSE = {"method": CONTROL[0], "target_macs": CONTROL[1], "prune_epochs": 1, "finetune_epochs": 0, "seed": 0}
 """What train.py is told beside: the run is of no further interest once its baseline is there."""
@@ -117,7 +117,7 @@ def plan(given: argparse.Namespace) -> list[Run]:
     network["dataset"] = "imagefolder" if (given.data / "train").is_dir() else "cifar10"
     if given.shortcut is not None:
         network["shortcut"] = given.shortcut
-    common = RECIPE | network
+    common = RECIPE | network | {"lr": given.lr}
     name = label(common)
     planned, baseline = [], given.weights
     if given.baseline_epochs != 0:
@@ -264,6 +264,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=listed(int), default=[0, 1, 2], metavar="SEED,...")
     made.add_argument("--epochs", type=int, default=10, help="of pruning and recovery together (default: 10)")
     made.add_argument("--prune-epochs", type=int, help="the first of these, for pruning (default: three tenths)")
+    made.add_argument("--lr", type=float, default=0.05, help="of the runs, where the cosine starts (default: 0.05)")
     made.add_argument("--baseline-epochs", type=int, help="default: 30, or 3 from --weights; 0 takes these as they are")
     made.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 ...")
     made.add_argument("--amp", action=argparse.BooleanOptionalAction, default=True, help="forward passes in bfloat16")

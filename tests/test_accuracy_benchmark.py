@@ -49,9 +49,11 @@ def test_the_commands_spelt_out(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_adapted_or_taken_as_it_is(tmp_path: Path) -> None:
     adapted, first, *_ = planned(tmp_path, "--weights", "some.th")
-    assert adapted.settings["dense_epochs"] == 3 and adapted.settings["lr"] == 0.05
+    assert adapted.settings["dense_epochs"] == 3 and adapted.settings["lr"] == first.settings["lr"] == 0.05
     assert adapted.settings["shortcut"] == "A" and adapted.weights == Path("some.th").resolve()
     assert first.weights == adapted.folder / "dense.safetensors"
+    adapted, first, *_ = planned(tmp_path, "--weights", "some.th", "--lr", "0.01")
+    assert adapted.settings["lr"] == 0.05 and first.settings["lr"] == 0.01
     assert planned(tmp_path, "--weights", "some.th", "--baseline-epochs", "0")[0].weights == adapted.weights
 
 
