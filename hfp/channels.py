@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -235,12 +236,15 @@ def _groups(row: _Row, count: int, products: Tensor, wide: Tensor) -> tuple[Grou
 
 
 def _apart(groups: list[Tensor], count: int, products: Tensor) -> list[Tensor]:
-    """Partners are never of one group: 4 heads of 4 stand in the same places as the 4 places in each of them."""
+    """Partners are of one group only if all of it are partners, as of a Gram matrix, which has every channel along both
+    of its axes; but 4 heads of 4 stand in the same places as the 4 places in each of them.
+    """
     number = torch.full((count + 1,), FIXED)  # the last entry is for FIXED
     for row, channels in enumerate(groups):
         number[channels] = row
     ordered = number[products].sort(1).values
     mixed = ordered[:, 1:][(ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != FIXED)].unique().tolist()
+    mixed = [row for row in mixed if not _all_partners(groups[row], products)]
     apart = [channels for row, channels in enumerate(groups) if row not in mixed]
     for row in mixed:
         rest = groups[row]
@@ -250,6 +254,16 @@ def _apart(groups: list[Tensor], count: int, products: Tensor) -> list[Tensor]:
             apart.append(rest[~partner])
             rest = rest[partner]
     return sorted(apart, key=lambda channels: int(channels[0]))
+
+
+def _all_partners(channels: Tensor, products: Tensor) -> bool:
+    """Whether every two of them are partners, and they are too many to be one along each axis."""
+    inside = products.masked_fill(~torch.isin(products, channels), FIXED)
+    pairs = torch.cat(
+        [inside[:, list(columns)].sort(1).values for columns in combinations(range(products.shape[1]), 2)]
+    )
+    met = pairs[(pairs[:, 0] != FIXED) & (pairs[:, 0] != pairs[:, 1])].unique(dim=0)
+    return len(channels) > products.shape[1] and len(met) == len(channels) * (len(channels) - 1) // 2
 
 
 def _equal_rows(rows: Tensor) -> list[Tensor]:

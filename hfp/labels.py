@@ -239,6 +239,10 @@ class Ledger:
         factors = [vector for vector in factors if bool((vector != ANY).any())] or [factors[0]]
         return factors[0] if len(factors) == 1 else self.once(factors, "merge", lambda: self._product(factors))
 
+    def factors_of(self, ids: Tensor) -> Tensor | None:
+        """(n, k) the factors of products (n,); None for other ids."""
+        return next((factors for products, factors in reversed(self.products) if torch.equal(products, ids)), None)
+
     def _product(self, factors: Sequence[Tensor]) -> Tensor:
         ids = self.fresh(len(factors[0]))
         self.products.append((ids, torch.stack(list(factors), 1)))

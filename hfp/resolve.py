@@ -41,6 +41,8 @@ def resolve(ledger: Ledger) -> Numbering:
     clash = torch.cat([clash, endless])
     if clash.numel():
         pins.append(Pin(clash, "is split into axes in two ways that do not fit", Place("view", "", "")))
+    if len(ids) and ledger.axes and (alone := _alone(ledger, root)).numel():
+        pins.append(Pin(alone, "is one channel all along an axis", Place("view", "", "")))
 
     free = torch.zeros(ledger.size + 1, dtype=torch.bool)  # the last entry is for _NONE
     free[root[torch.cat([ids.new_empty(0), *ledger.produced])]] = True
@@ -64,6 +66,16 @@ def resolve(ledger: Ledger) -> Numbering:
     held = why[:-1].clone()
     held.scatter_reduce_(0, left, why[factors].amin(1) if factors.shape[1] else why[left], "amin")
     return Numbering(count, table, of, held.index_select(0, root), pins)
+
+
+def _alone(ledger: Ledger, root: Tensor) -> Tensor:
+    """The roots that have an axis to themselves, as factors of products can: without them nothing is left of it."""
+    vectors = list({id(ids): ids for own in ledger.axes.values() for ids in own if len(ids) > 1}.values())
+    lengths = torch.tensor([len(vector) for vector in vectors])
+    first, axis = root[torch.stack([vector[0] for vector in vectors])], torch.repeat_interleave(lengths)
+    several = torch.zeros(len(vectors), dtype=torch.bool)
+    several[axis[root[torch.cat(vectors)] != first[axis]]] = True
+    return first[~several]
 
 
 def _records(ledger: Ledger) -> tuple[Tensor, Tensor]:

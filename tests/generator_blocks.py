@@ -71,13 +71,16 @@ def group_norms(draw: Draw) -> nn.Module:
 
 
 def computed_weights(draw: Draw) -> nn.Module:
-    """A weight that is standardised, by hand or by a batch norm, or held as length and direction."""
+    """A weight that is standardised, by hand or by a batch norm, divided by its largest singular value, or held as
+    length and direction."""
     before, draw.width = draw.width, draw.new_width()
     groups = 2 if before % 2 == draw.width % 2 == 0 and draw.random.random() < 0.5 else 1
     layer = nn.Conv2d(before, draw.width, 3, padding=1, groups=groups)
-    kind = draw.random.choice(("length and direction", "by hand", "by a batch norm"))
+    kind = draw.random.choice(("length and direction", "singular value", "by hand", "by a batch norm"))
     if kind == "length and direction":
         return parametrizations.weight_norm(layer)
+    if kind == "singular value":
+        return parametrizations.spectral_norm(layer)
 
     def run(net: Any, x: Tensor) -> Tensor:
         w = net.layer.weight
@@ -89,6 +92,36 @@ def computed_weights(draw: Draw) -> nn.Module:
         return F.conv2d(x, w, net.layer.bias, padding=1, groups=net.layer.groups)
 
     return Net(run, layer=layer)
+
+
+# ---------------------------------------------------------------------------------------------- pairs of vectors
+
+
+def bilinear_form(draw: Draw) -> nn.Module:
+    """Of each pixel with itself, or with another layer's output."""
+    hidden, other = draw.new_width(), draw.new_width()
+    two = draw.random.random() < 0.5
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        a = net.a(x)
+        return net.c(net.form(a, net.b(x) if two else a).tanh())
+
+    layers = {"a": nn.Linear(draw.width, hidden), "c": nn.Linear(draw.width + 1, draw.width)}
+    layers |= {"b": nn.Linear(draw.width, other)} if two else {}
+    return joined(draw, Net(run, form=nn.Bilinear(hidden, other if two else hidden, draw.width + 1), **layers))
+
+
+def distances(draw: Draw) -> nn.Module:
+    """From learned centres, as features or as weights of other values; or of pixels from each other, as weights."""
+    centres, power = draw.new_width(), draw.random.choice((2.0, 2.0, 1.0))
+    runs: tuple[Run, ...] = (
+        lambda net, x: net.c((-torch.cdist(net.a(x), net.centres, power)).exp()),
+        lambda net, x: (-torch.cdist(net.a(x), net.centres, power)).softmax(-1) @ net.values,
+        lambda net, x: (-torch.cdist(net.a(x), x, power)).softmax(-1) @ x,
+    )
+    layers = {"a": nn.Linear(draw.width, draw.width), "c": nn.Linear(centres, draw.width)}
+    values = {"centres": parameter(centres, draw.width), "values": parameter(centres, draw.width)}
+    return joined(draw, Net(draw.random.choice(runs), **layers, **values))
 
 
 # ---------------------------------------------------------------------------------------------- gated, recurrent
@@ -293,7 +326,7 @@ def constants(draw: Draw) -> nn.Module:
 MORE_BLOCKS = (
     attention, attention, attention, attention, packed_attention, windows, attention_over_pooled_channels,
     layer_norms, layer_norms, layer_norms, group_norms, group_norms, computed_weights, gated_unit, gated_unit,
-    gated_map, recurrent, recurrent, recurrent_cell, remembered, blurred, mixed_tokens,
+    gated_map, recurrent, recurrent, recurrent_cell, remembered, blurred, mixed_tokens, bilinear_form, distances,
     pixel_shuffled, shuffled_groups, split_and_shuffled,
     part_by_part, ghosts, tied_code, one_attention_twice, refined, constants, constants,
 )  # fmt: skip

@@ -90,6 +90,68 @@ def pruned_by_masks() -> Net:
     return Net(lambda net, x: net.c(net.fc(net.a(x).mean((2, 3))).relu()), a=conv(3, 6), fc=fc, c=nn.Linear(8, 4))
 
 
+@trap(
+    {"a.weight/0 a.bias/0 w/1 v/2 g.weight/1 b.weight/1": 6, "w/0 v/0 g.weight/0 g.bias/0": 3, "w/2 v/1": 8},
+    shapes=((2, 5, 7),),
+)
+def experts() -> Net:
+    """A mixture, all of them for every token; whole experts can go."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x)
+        y = torch.einsum("bneh,ehd->bned", torch.einsum("bnd,edh->bneh", h, net.w).relu(), net.v)
+        return net.b(h + torch.einsum("bned,bne->bnd", y, net.g(h).softmax(-1)))
+
+    layers = {"a": nn.Linear(7, 6), "g": nn.Linear(6, 3), "b": nn.Linear(6, 4)}
+    return Net(run, w=parameter(3, 6, 8), v=parameter(3, 8, 6), **layers)
+
+
+@trap({"a.weight/0 a.bias/0 w/1": 6, "w/2 v/1 shift/2": 8, "v/2 b.weight/1": 5}, shapes=((4, 7),))
+def experts_in_a_batch() -> Net:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = torch.baddbmm(net.shift, net.a(x)[None].expand(3, -1, -1), net.w).relu()
+        return net.b(torch.bmm(h, net.v).mean(0))
+
+    weights = {"w": parameter(3, 6, 8), "shift": parameter(3, 1, 8), "v": parameter(3, 8, 5)}
+    return Net(run, a=nn.Linear(7, 6), b=nn.Linear(5, 4), **weights)
+
+
+@trap({"a.weight/0 a.bias/0 w/2 g.weight/1": 6, "w/0 g.weight/0 g.bias/0": 3, "w/1 b.weight/1": 8})
+def convolution_mixed_for_every_image() -> Net:
+    """CondConv: the weight is a mixture, and a group of one convolution for each image."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).relu()
+        w = torch.einsum("be,eoikl->boikl", net.g(h.mean((2, 3))).sigmoid(), net.w)
+        y = F.conv2d(h.flatten(0, 1)[None], w.flatten(0, 1), padding=1, groups=len(h))
+        return net.b(y.unflatten(1, (len(h), -1))[0].relu())
+
+    return Net(run, a=conv(3, 6), g=nn.Linear(6, 3), w=parameter(3, 8, 6, 3, 3), b=conv(8, 4))
+
+
+@trap({places("a", "core/0"): 6, places("b", "core/1"): 5, "core/2 c.weight/1": 8}, shapes=((4, 7), (4, 3)))
+def product_of_three() -> Net:
+    run = lambda net, x, y: net.c(torch.einsum("bi,bj,ijk->bk", net.a(x).tanh(), net.b(y).tanh(), net.core))  # noqa: E731
+    return Net(run, a=nn.Linear(7, 6), b=nn.Linear(3, 5), core=parameter(6, 5, 8), c=nn.Linear(8, 4))
+
+
+@trap({places("a", "w/1"): 6, "w/0 c.weight/1": 8}, shapes=((2, 5, 7),))
+def contraction_over_places_and_channels() -> Net:
+    run = lambda net, x: net.c(torch.tensordot(net.a(x), net.w, dims=([1, 2], [2, 1])).relu())  # noqa: E731
+    return Net(run, a=nn.Linear(7, 6), w=parameter(8, 6, 5), c=nn.Linear(8, 4))
+
+
+@trap({places("a", "b.weight/1"): 6})
+def bilinear_pooling() -> Net:
+    """Lin et al., 2015: every channel with every channel, itself included; a channel takes a row and a column away."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).flatten(2)
+        return net.b(F.normalize((h @ h.mT).flatten(1)))
+
+    return Net(run, a=conv(3, 6), b=nn.Linear(36, 4))
+
+
 @trap({places("a", "w/0"): 6, "w/1 b.weight/1": 8})
 def product_with_scaled_weights() -> Net:
     run = lambda net, x: net.b((net.a(x).mean((2, 3)) @ (net.w * 0.5)).relu())  # noqa: E731
@@ -104,12 +166,6 @@ def called_with_weights_of_its_own() -> Net:
 
     inner = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4))
     return Net(run, inner=inner, step=parameter(1))
-
-
-@trap({}, {"a.weight": "", "b.parametrizations.weight.original": ""})
-def spectral_norm() -> Net:
-    b = parametrizations.spectral_norm(conv(6, 5))
-    return Net(lambda net, x: net.c(net.b(net.a(x))), a=conv(3, 6), b=b, c=conv(5, 4))
 
 
 @trap(None)

@@ -1,4 +1,4 @@
-"""Attention, normalisers, recurrent layers and rearrangements: the promises hold, and what must be prunable is.
+"""Attention, normalisers, distances, recurrence, rearrangements: the promises hold, and what must be prunable is.
 
 `pytest tests/test_any_network.py -k "fused_qkv and not alike"` runs one.
 """
@@ -10,6 +10,7 @@ import torch
 from attention import ATTENTION
 from attention_layers import LAYERS
 from normalisers import NORMALISERS
+from pairs import PAIRS
 from promises import check_cut, measured, predicted, random_keep, snapshot
 from rearranged import REARRANGED
 from recurrent import RECURRENT
@@ -18,10 +19,8 @@ from specimen import Specimen
 from hfp import trace
 from hfp.inputs import arguments
 
-ALL = {**ATTENTION, **LAYERS, **NORMALISERS, **RECURRENT, **REARRANGED}
+ALL = {**ATTENTION, **LAYERS, **NORMALISERS, **PAIRS, **RECURRENT, **REARRANGED}
 WHOLE = {
-    "weights_of_three_dimensions": "weights of einsum in three dims are read, but not made, by a rule",
-    "weights_of_three_dimensions_alike": "weights of einsum in three dims are read, but not made, by a rule",
     "grouped_convolution_and_group_norm": "groups of a convolution and of a norm are cut together",
     "shuffle_unit": "half of the output is made by the last layer",
 }

@@ -21,7 +21,7 @@ from exactness import check_exact
 from PIL import Image
 from promises import call, measured, relative_difference
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
 import hfp
 import train
@@ -144,7 +144,7 @@ def test_a_parametrized_layer_is_pruned_like_any_other() -> None:
 
 def test_a_target_that_parametrized_layers_put_out_of_reach() -> None:
     model = network()
-    spectral_norm(model[0])
+    orthogonal(model[0])
     refused("print(hfp.trace(model, example_inputs)) shows what stays whole, and why", lambda: wrap(model))
 
 

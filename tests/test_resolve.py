@@ -171,6 +171,19 @@ def test_a_pinned_factor_drops_out_and_a_pinned_product_holds_all(pins: list[int
         assert [found.pins[int(found.why[i])].reason for i in range(3)] == ["pin 0"] * 3
 
 
+def test_a_factor_that_has_an_axis_to_itself_drops_out() -> None:
+    """Places 0, 1, 2 of a weight beside channels 3, 4, where what comes in has the channels alone at each place."""
+    rows = [(place, channel) for place in (0, 1, 2) for channel in (3, 4)]
+    products = {5 + number: factors for number, factors in enumerate(rows)}
+    ties = [(5 + number, 11 + number % 2) for number in range(6)]
+    ledger = ledger_of(13, ties, products, [], [11, 12])
+    assert resolve(ledger).channels == 3
+    ledger.axes = {"weight": (torch.tensor([0, 1, 2]), torch.tensor([3, 4])), "before": (torch.tensor([11, 12]),)}
+    numbers = resolve(ledger)
+    assert numbers.channels == 2 and not len(numbers.products)
+    assert numbers.of[:5].tolist() == [FIXED] * 3 + [0, 1] and numbers.of[11:].tolist() == [0, 1]
+
+
 def test_a_factor_that_comes_twice_counts_once() -> None:
     found = resolve(ledger_of(3, [(1, 2)], {0: (1, 2)}, [], [0]))
     assert found.channels == 1 and found.of.tolist() == [0, 0, 0]

@@ -12,9 +12,10 @@ from hfp.rules.call import Call, Rule, unknown
 from hfp.rules.mixers import MIXERS
 from hfp.rules.movers import MOVERS
 from hfp.rules.norms import NORMS
+from hfp.rules.pairs import PAIRS
 from hfp.rules.pointwise import POINTWISE
 from hfp.rules.reducers import REDUCERS
 
-RULES: dict[str, Rule] = {**MIXERS, **MOVERS, **NORMS, **POINTWISE, **REDUCERS}
+RULES: dict[str, Rule] = {**MIXERS, **MOVERS, **NORMS, **PAIRS, **POINTWISE, **REDUCERS}
 
 __all__ = ["RULES", "Call", "Rule", "unknown"]

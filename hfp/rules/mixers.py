@@ -56,6 +56,9 @@ def convolution(ledger: Ledger, call: Call) -> Labels:
     transposed, groups = call.args[6], call.args[8]
     if transposed and groups > 1:
         return _transposed_groups(ledger, call)
+    for kernel in call.labels(weight)[2:]:
+        if kernel is not None:
+            ledger.pin(kernel, "is the kernel of a convolution", call.place)
     beside = _beside(ledger, call)
     read, made = call.ids(x, 1), call.ids(weight, 1 if transposed else 0)
     alone = bias is None and groups == x.shape[1] == weight.shape[0]
@@ -211,10 +214,10 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     a, b = call.args[-2:]
     left, right = call.ids(a, -1), call.ids(b, -2)
     _read(ledger, call, a, left, b, right)
-    batch = {axis: _batch(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)}
+    batch = {axis: batch_labels(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)}
     rows, columns = call.ids(a, -2), call.ids(b, -1)
     for ids, weight, x in ((rows, a, b), (columns, b, a)):
-        computed = weight.dim() == 2 and call.is_stored(weight) and not call.is_stored(x)
+        computed = call.is_stored(weight) and not call.is_stored(x)
         if ids is not None and (computed or call.name_of(weight) is not None):
             ledger.produced.append(ids)
     fixed = prod(call.out.shape[axis] for axis, ids in batch.items() if ids is None)
@@ -277,7 +280,7 @@ def _read(ledger: Ledger, call: Call, a: Tensor, left: Tensor | None, b: Tensor,
                 ledger.pin(ids, "is multiplied by a tensor of its own, fixed size", call.place)
 
 
-def _batch(ledger: Ledger, call: Call, a: Tensor, b: Tensor, axis: int) -> Tensor | None:
+def batch_labels(ledger: Ledger, call: Call, a: Tensor, b: Tensor, axis: int) -> Tensor | None:
     """The labels along an axis of a batch of products (the heads of attention): those of both batches, one by one."""
     there = [tensor for tensor in (a, b) if tensor.dim() >= -axis and tensor.shape[axis] > 1]
     ids = [call.ids(tensor, axis) for tensor in there]

@@ -147,11 +147,14 @@ class Functions(TorchFunctionMode):
 
     def _grant(self, ask: Ask, site: Site, args: Any, kwargs: Any, whole: bool) -> None:
         # The arguments of a module cannot be changed: the gated forward calls functions, but leaves modules alone.
-        found = [] if whole else find(ask, site.function, args, kwargs, self.watcher.labels)
+        ledger, labels_of = self.watcher.ledger, self.watcher.labels
+        found = [] if whole else find(ask, site.function, args, kwargs, labels_of)
+        if not found and not whole:
+            found = find(ask, site.function, args, kwargs, labels_of, ledger.factors_of(ask.ids))
         if not found:
-            self.watcher.ledger.pin(ask.ids, ask.reason, ask.place._replace(line=source_line()))
-        for number, (argument, axis) in enumerate(found):
+            ledger.pin(ask.ids, ask.reason, ask.place._replace(line=source_line()))
+        for number, (argument, axis, ids) in enumerate(found):
             known = any((o.site, o.argument, o.axis) == (site, argument, axis) for o in self.operands[-8:])
-            how = "again" if number and ask.how in ("root", "zero") else ask.how
+            second = ask.how in ("root", "zero") and any(torch.equal(ids, other) for *_, other in found[:number])
             if not known:
-                self.operands.append(Operand(site, self.training, argument, axis, ask.ids, how))
+                self.operands.append(Operand(site, self.training, argument, axis, ids, "again" if second else ask.how))

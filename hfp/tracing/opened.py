@@ -109,6 +109,12 @@ def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6,
     return torch.linalg.vector_norm(x1 - x2 + eps, p, -1, keepdim)
 
 
+def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """As `torch.nn.functional.normalize`: hidden channels add nothing to the norm, and stay as they are."""
+    length = torch.linalg.vector_norm(input, p, dim, True).clamp_min(eps)
+    return torch.div(input, length, out=out) if out is not None else input / length
+
+
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     """As `torch.nn.functional.channel_shuffle`."""
     parts = input.unflatten(1, (groups, -1))
@@ -204,6 +210,7 @@ OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.Tensor.var: var,
     torch.std: std,
     torch.Tensor.std: std,
+    F.normalize: normalize,
     torch.pairwise_distance: pairwise_distance,
     torch.channel_shuffle: channel_shuffle,
     torch.native_channel_shuffle: channel_shuffle,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from hfp.labels import Ask, Labels
+from hfp.labels import Ask
 from hfp.tracing.position import Site
 
 LEAVES = {
@@ -34,6 +34,7 @@ LEAVES = {
     "highest": "min amin",
 }
 """Functions that do nothing else with their argument. Zeros can be given to any function."""
+_MULTIPLYING = ("einsum", "tensordot")
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,33 @@ class Operand:
     """How often what the site is inside of was entered, with and without this operand."""
 
 
-def find(ask: Ask, function: str, args: Any, kwargs: Any, labels_of: Any) -> list[tuple[int, int]]:
-    """(argument, axis) of every argument of a function that carries the channels which an operator in it works across.
+def find(
+    ask: Ask, function: str, args: Any, kwargs: Any, labels_of: Any, factors: Tensor | None = None
+) -> list[tuple[int, int, Tensor]]:
+    """(argument, axis, ids) wherever a function's arguments carry the channels which an operator in it works across.
 
-    Empty where hiding is not possible.
+    A function that multiplies its arguments, and merges the axes that it sums over, is given `factors` (n, k) of the
+    channels along one axis each, or channels along one axis that stand beside each other on the merged one. Empty
+    where hiding is not possible.
     """
     if function in ("__ior__", "__iadd__") or (function.endswith("_") and not function.endswith("__")):
         return []
     if kwargs.get("out") is not None or function not in LEAVES.get(ask.how, function).split():
         return []
-    found = []
-    for number, value in enumerate(tree_flatten((args, kwargs))[0]):
-        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
-            labels: Labels = labels_of(value)
-            for axis, ids in enumerate(labels):
-                if ids is not None and (ids is ask.ids or torch.equal(ids, ask.ids)):
-                    found.append((number, axis - len(labels)))
-    return found
+    carried = [
+        (number, axis - x.dim(), ids)
+        for number, x in enumerate(tree_flatten((args, kwargs))[0])
+        if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+        for axis, ids in enumerate(labels_of(x))
+        if ids is not None
+    ]
+    found = [place for place in carried if torch.equal(place[2], ask.ids)]
+    if found or function not in _MULTIPLYING:
+        return found
+    columns = [ask.ids.unique()] if factors is None else [column.unique() for column in factors.unbind(1)]
+    spread = [place for place in carried if any(torch.equal(place[2].unique(), column) for column in columns)]
+    complete = all(any(torch.equal(ids.unique(), column) for *_, ids in spread) for column in columns)
+    return spread if complete else []
 
 
 def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:

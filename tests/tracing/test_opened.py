@@ -118,6 +118,17 @@ def test_pairwise_distance(p: float) -> None:
     torch.testing.assert_close(opened.pairwise_distance(x, y, p, 0.1, True), F.pairwise_distance(x, y, p, 0.1, True))
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, float("inf")])
+@pytest.mark.parametrize("dim", [0, -1, (1, 2)])
+def test_normalize(p: float, dim: Any) -> None:
+    x, out = torch.randn(4, 6, 3), torch.empty(4, 6, 3)
+    x[1] = 0
+    expected = F.normalize(x, p, dim, 0.1)
+    torch.testing.assert_close(opened.normalize(x, p, dim, 0.1), expected)
+    assert opened.normalize(x, p, dim, 0.1, out=out) is out
+    torch.testing.assert_close(out, expected)
+
+
 def test_gradients_are_the_same_too() -> None:
     functions: list[tuple[Any, Any, Any]] = [
         (opened.layer_norm, F.layer_norm, [12]),

@@ -121,9 +121,12 @@ X, Y, INTEGERS = torch.zeros(2, 6), torch.zeros(6, 4), torch.zeros(6, dtype=torc
 KNOWN: dict[int, Labels] = {id(X): (None, A), id(Y): (A.clone(), B), id(INTEGERS): (A,)}
 
 
-def found(how: str, function: str, *args: Any, ids: Tensor = A, **kwargs: Any) -> list[tuple[int, int]]:
+def found(
+    how: str, function: str, *args: Any, ids: Tensor = A, factors: Tensor | None = None, **kwargs: Any
+) -> list[tuple[int, int]]:
     ask = Ask(ids, how, "reason", Place("operator", "", ""))
-    return find(ask, function, args, kwargs, lambda tensor: KNOWN.get(id(tensor), ()))
+    places = find(ask, function, args, kwargs, lambda tensor: KNOWN.get(id(tensor), ()), factors)
+    return [(argument, axis) for argument, axis, _ in places]
 
 
 def test_every_argument_with_the_channels_is_found_on_its_axis() -> None:
@@ -148,6 +151,18 @@ def test_every_argument_with_the_channels_is_found_on_its_axis() -> None:
 def test_nothing_is_hidden_where_that_would_be_wrong(how: str, function: str, args: Any, kwargs: Any) -> None:
     """A function that is not known to do nothing else with it, one in place, indices, an argument without labels."""
     assert found(how, function, *args, **kwargs) == []
+
+
+def test_factors_of_products_may_lie_along_several_axes_of_what_is_multiplied() -> None:
+    products, both = torch.arange(100, 124), torch.cartesian_prod(A, B)
+    assert found("zero", "einsum", Y, ids=products, factors=both) == [(0, -2), (0, -1)]
+    assert found("zero", "tensordot", X, Y.mT.clone(), ids=products, factors=both) == []
+    assert found("zero", "einsum", "ab,bc", X, Y, ids=products, factors=both) == [(1, -1), (2, -2), (2, -1)]
+    assert found("zero", "einsum", X, ids=products, factors=both) == []
+    assert found("zero", "sum", Y, ids=products, factors=both) == []
+    assert found("zero", "einsum", Y, ids=products) == []
+    assert found("zero", "einsum", X, Y, ids=B.repeat(3)) == [(1, -1)]
+    assert found("zero", "sum", X, Y, ids=B.repeat(3)) == []
 
 
 def test_ids_must_be_the_very_same() -> None:
