@@ -10,6 +10,7 @@ from torch import Tensor
 from hfp.labels import FIXED, Ledger, Pin, Place, components, unique_rows
 
 _NONE = -1  # no factor here: rows of products are filled up to the same length
+_NOWHERE = Place("", "", "")  # what comes of the ledger as a whole, not of one operator
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ def resolve(ledger: Ledger) -> Numbering:
         root = components(ledger.size, [same], root)
     clash = torch.cat([clash, endless])
     if clash.numel():
-        pins.append(Pin(clash, "is split into axes in two ways that do not fit", Place("view", "", "")))
+        pins.append(Pin(clash, "is split into axes in two ways that do not fit", _NOWHERE))
     if len(ids) and ledger.axes and (alone := _alone(ledger, root)).numel():
-        pins.append(Pin(alone, "is one channel all along an axis", Place("view", "", "")))
+        pins.append(Pin(alone, "is one channel all along an axis", _NOWHERE))
 
     free = torch.zeros(ledger.size + 1, dtype=torch.bool)  # the last entry is for _NONE
     free[root[torch.cat([ids.new_empty(0), *ledger.produced])]] = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class GatedModel(nn.Module):
         model: nn.Module,
         table: ChannelTable,
         arguments: inputs.Arguments,
-        budgets: Sequence[Budget],
+        budgets: Iterable[Budget],
         *,
         method: Method,
         counter: str,
@@ -286,17 +286,11 @@ def wrap(
     if counter == "ptflops":
         ptflops_check.agree(table, model, arguments)
     targets = {"macs": target_macs, "params": target_params}
-    budgets = []
-    for name, cost in counts(table, counter).items():
-        target = targets[name]
-        if target is not None:
-            most = absolute(target, f"target_{name}", cost.dense(), smallest(table, cost, round_to))
-            budgets.append(Budget(name, cost, cost.dense(), most))
     net = GatedModel(
         model,
         table,
         arguments,
-        budgets,
+        _budgets(table, targets, counter, round_to),
         method=method,
         counter=counter,
         steps=steps,
@@ -308,6 +302,15 @@ def wrap(
         for keep in random_keeps(table, MANY_CUTS if verify else CUTS):
             proof.check(keep)
     return net
+
+
+def _budgets(table: ChannelTable, targets: dict[str, Target | None], counter: str, round_to: int) -> Iterator[Budget]:
+    """One for each target; ValueError for a target that is out of reach."""
+    for name, cost in counts(table, counter).items():
+        target = targets[name]
+        if target is not None:
+            most = absolute(target, f"target_{name}", cost.dense(), smallest(table, cost, round_to))
+            yield Budget(name, cost, cost.dense(), most)
 
 
 def _check_model(model: nn.Module, target_macs: Any, target_params: Any) -> None:

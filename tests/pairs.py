@@ -70,6 +70,12 @@ def radial_basis_functions() -> Net:
     return centres(2.0)
 
 
+@specimen(shapes=ROWS, least="a centres/1 centres/0 c.weight/1")
+def distances_from_computed_centres() -> Net:
+    run = lambda net, x: net.c(torch.cdist(net.a(x).sigmoid(), net.centres.sigmoid()))  # noqa: E731
+    return Net(run, a=nn.Linear(7, 6), centres=parameter(8, 6), c=nn.Linear(8, 4))
+
+
 @specimen(shapes=((40, 7),), least="a centres/1 centres/0 c.weight/1")
 def distances_of_many() -> Net:
     """So many that PyTorch makes a product of them."""

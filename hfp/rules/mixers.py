@@ -217,8 +217,7 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     batch = {axis: batch_labels(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)}
     rows, columns = call.ids(a, -2), call.ids(b, -1)
     for ids, weight, x in ((rows, a, b), (columns, b, a)):
-        computed = call.is_stored(weight) and not call.is_stored(x)
-        if ids is not None and (computed or call.name_of(weight) is not None):
+        if ids is not None and is_weight(call, weight, x):
             ledger.produced.append(ids)
     fixed = prod(call.out.shape[axis] for axis, ids in batch.items() if ids is None)
     factors = tuple(ids for ids in batch.values() if ids is not None)
@@ -278,6 +277,11 @@ def _read(ledger: Ledger, call: Call, a: Tensor, left: Tensor | None, b: Tensor,
         for ids in (left, right):
             if ids is not None:
                 ledger.pin(ids, "is multiplied by a tensor of its own, fixed size", call.place)
+
+
+def is_weight(call: Call, weight: Tensor, x: Tensor) -> bool:
+    """Whether of two tensors that are multiplied this one is the weight: stored, or computed from what is."""
+    return call.name_of(weight) is not None or (call.is_stored(weight) and not call.is_stored(x))
 
 
 def batch_labels(ledger: Ledger, call: Call, a: Tensor, b: Tensor, axis: int) -> Tensor | None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hfp.labels import Labels, Ledger
 from hfp.rules.call import Call, Rule
-from hfp.rules.mixers import batch_labels, read_by
+from hfp.rules.mixers import batch_labels, is_weight, read_by
 
 
 def trilinear(ledger: Ledger, call: Call) -> Labels:
@@ -57,8 +57,8 @@ def distances(ledger: Ledger, call: Call) -> Labels:
         ledger.tie(left, right, call.place)
     batch = [batch_labels(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)]
     rows = call.ids(a, -2), call.ids(b, -2)
-    for ids, tensor in zip(rows, (a, b), strict=True):
-        if ids is not None and call.name_of(tensor) is not None:
+    for ids, own, other in ((rows[0], a, b), (rows[1], b, a)):
+        if ids is not None and is_weight(call, own, other):
             ledger.produced.append(ids)
     return (*batch, *rows)
 

@@ -148,9 +148,7 @@ class Functions(TorchFunctionMode):
     def _grant(self, ask: Ask, site: Site, args: Any, kwargs: Any, whole: bool) -> None:
         # The arguments of a module cannot be changed: the gated forward calls functions, but leaves modules alone.
         ledger, labels_of = self.watcher.ledger, self.watcher.labels
-        found = [] if whole else find(ask, site.function, args, kwargs, labels_of)
-        if not found and not whole:
-            found = find(ask, site.function, args, kwargs, labels_of, ledger.factors_of(ask.ids))
+        found = [] if whole else find(ask, site.function, args, kwargs, labels_of, ledger.factors_of)
         if not found:
             ledger.pin(ask.ids, ask.reason, ask.place._replace(line=source_line()))
         for number, (argument, axis, ids) in enumerate(found):

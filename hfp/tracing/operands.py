@@ -16,7 +16,7 @@ channels were not there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +57,13 @@ class Operand:
 
 
 def find(
-    ask: Ask, function: str, args: Any, kwargs: Any, labels_of: Any, factors: Tensor | None = None
+    ask: Ask, function: str, args: Any, kwargs: Any, labels_of: Any, factors_of: Callable[[Tensor], Tensor | None]
 ) -> list[tuple[int, int, Tensor]]:
     """(argument, axis, ids) wherever a function's arguments carry the channels which an operator in it works across.
 
-    A function that multiplies its arguments, and merges the axes that it sums over, is given `factors` (n, k) of the
-    channels along one axis each, or channels along one axis that stand beside each other on the merged one. Empty
-    where hiding is not possible.
+    A function that multiplies its arguments merges the axes that it sums over. It is given the factors of the channels
+    (`factors_of`, (n, k)) along one axis each, or channels along one axis that stand beside each other on the merged
+    one. Empty where hiding is not possible.
     """
     if function in ("__ior__", "__iadd__") or (function.endswith("_") and not function.endswith("__")):
         return []
@@ -79,10 +79,13 @@ def find(
     found = [place for place in carried if torch.equal(place[2], ask.ids)]
     if found or function not in _MULTIPLYING:
         return found
-    columns = [ask.ids.unique()] if factors is None else [column.unique() for column in factors.unbind(1)]
-    spread = [place for place in carried if any(torch.equal(place[2].unique(), column) for column in columns)]
-    complete = all(any(torch.equal(ids.unique(), column) for *_, ids in spread) for column in columns)
-    return spread if complete else []
+    factors = factors_of(ask.ids)
+    columns = [column.unique() for column in (ask.ids[:, None] if factors is None else factors).unbind(1)]
+    kinds = [ids.unique() for *_, ids in carried]
+    same = [[torch.equal(own, column) for column in columns] for own in kinds]
+    if not all(map(any, zip(*same, strict=True))):
+        return []
+    return [place for place, fits in zip(carried, same, strict=True) if any(fits)]
 
 
 def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:

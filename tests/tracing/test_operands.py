@@ -125,7 +125,7 @@ def found(
     how: str, function: str, *args: Any, ids: Tensor = A, factors: Tensor | None = None, **kwargs: Any
 ) -> list[tuple[int, int]]:
     ask = Ask(ids, how, "reason", Place("operator", "", ""))
-    places = find(ask, function, args, kwargs, lambda tensor: KNOWN.get(id(tensor), ()), factors)
+    places = find(ask, function, args, kwargs, lambda tensor: KNOWN.get(id(tensor), ()), lambda _: factors)
     return [(argument, axis) for argument, axis, _ in places]
 
 
