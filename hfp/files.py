@@ -234,6 +234,11 @@ def _deduplicate(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     seen: dict[tuple[Any, ...], str] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach()
+        if tensor.layout != torch.strided:
+            raise ValueError(
+                f"{name} is a sparse tensor, which a file of safetensors cannot hold. Keep it out of the state dict: "
+                f"register_buffer({name.rpartition('.')[2]!r}, ..., persistent=False)"
+            )
         memory = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
         first = seen.setdefault(memory, name) if tensor.numel() else name
         if first != name:

@@ -76,10 +76,20 @@ def placed(
         if not isinstance(value, Tensor):
             return value
         dtype = (dtypes or {}).get(value.dtype, value.dtype)
+        if device.type == "meta":
+            return shape_of(value, dtype)
         return torch.zeros_like(value, device=device, dtype=dtype) if value.is_meta else value.to(device, dtype)
 
     args, kwargs = tree_map(one, inputs)
     return args, kwargs
+
+
+def shape_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The same without data, on the meta device; sparse tensors as dense ones, since PyTorch has no operators there."""
+    dtype = dtype or tensor.dtype
+    if tensor.layout != torch.strided:
+        return torch.empty(tensor.shape, dtype=dtype, device="meta")
+    return torch.empty_like(tensor, dtype=dtype, device="meta")
 
 
 def suited(description: Mapping[str, Any], model: nn.Module) -> Arguments:
@@ -118,9 +128,11 @@ def describe(inputs: Arguments, values: bool = False) -> dict[str, Any]:
 
     def one(value: Any) -> Any:
         if isinstance(value, Tensor):
-            entry = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+            entry: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+            if value.layout == torch.sparse_coo:
+                entry["sparse"] = True
             told = values and value.numel() <= TOLD and not value.is_meta and not value.is_complex()
-            return entry | ({"values": value.flatten().tolist()} if told else {})
+            return entry | ({"values": value.to_dense().flatten().tolist()} if told else {})
         if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
             return {"items": {name: one(item) for name, item in value.items()}}
         if value is None or isinstance(value, (bool, int, float, str)):
@@ -140,7 +152,7 @@ def tells_values(entry: Any) -> bool:
     """Whether a description tells the values of any tensor."""
     if isinstance(entry, list):
         return any(map(tells_values, entry))
-    told = isinstance(entry, dict) and set(entry) == {"shape", "dtype", "values"}
+    told = isinstance(entry, dict) and set(entry) - {"sparse"} == {"shape", "dtype", "values"}
     return told or (isinstance(entry, dict) and any(map(tells_values, entry.values())))
 
 
@@ -151,7 +163,11 @@ def rebuild(description: Mapping[str, Any]) -> Arguments:
         if isinstance(entry, list):
             return [one(item) for item in entry]
         forms: tuple[set[str], ...] = ({"shape", "dtype"}, {"shape", "dtype", "values"}, {"value"}, {"items"})
-        if not isinstance(entry, dict) or set(entry) not in forms or not isinstance(entry.get("items", {}), dict):
+        if (
+            not isinstance(entry, dict)
+            or set(entry) - {"sparse"} not in forms
+            or not isinstance(entry.get("items", {}), dict)
+        ):
             raise ValueError(f"not a description of an example input: {entry!r}")
         if "value" in entry:
             return entry["value"]
@@ -167,13 +183,16 @@ def rebuild(description: Mapping[str, Any]) -> Arguments:
             raise ValueError(f"not a description of an example input: {entry!r}")
         if prod(shape) > LARGEST:
             raise ValueError(f"not a description of an example input: {shape} has more than {LARGEST:,} elements")
+        sparse = entry.get("sparse") is True
         if "values" not in entry:
-            return torch.empty(shape, dtype=dtype, device="meta")
+            layout = torch.sparse_coo if sparse else torch.strided
+            return torch.empty(shape, dtype=dtype, layout=layout, device="meta")
         values = entry["values"]
         if not isinstance(values, list) or len(values) != prod(shape) or {type(x) for x in values} - {bool, int, float}:
             raise ValueError(f"not a description of an example input: {entry!r}")
         try:
-            return torch.tensor(values, dtype=dtype).reshape(shape)
+            tensor = torch.tensor(values, dtype=dtype).reshape(shape)
+            return tensor.to_sparse() if sparse else tensor
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a number that the dtype has not
             raise ValueError(f"not a description of an example input: {error}") from error
 

@@ -194,7 +194,7 @@ def difference(
     generator = torch.Generator().manual_seed(0)
 
     def noise(value: Any) -> Any:
-        if as_given or not isinstance(value, Tensor) or not value.is_floating_point():
+        if as_given or not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
             return value
         return torch.randn(value.shape, generator=generator).to(value)
 

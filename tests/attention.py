@@ -305,6 +305,18 @@ def scaled_by_the_size_of_the_queries(s: Size = DEFAULT) -> Net:
 
 
 @specimen(shapes=TOKENS, least=APART)
+def scaled_by_the_width_of_the_stream(s: Size = DEFAULT) -> Net:
+    """Wu et al., 2021: not by that of a head, which is another."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (net.heads, -1)).transpose(1, 2) for t in (net.q(x), net.k(x), net.v(x)))
+        scores = torch.einsum("bhlk,bhtk->bhlt", q, k) * x.shape[-1] ** -0.5
+        return net.proj(torch.einsum("bhlt,bhtv->bhlv", scores.softmax(-1), v).transpose(1, 2).flatten(2))
+
+    return attended(run, s, **apart(s))
+
+
+@specimen(shapes=TOKENS, least=APART)
 def einsum_of_heads_before_tokens(s: Size = DEFAULT) -> Net:
     def run(net: Any, x: Tensor) -> Tensor:
         b, n, _ = x.shape

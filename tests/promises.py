@@ -153,7 +153,9 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     modules = list(model.named_modules(remove_duplicate=False))
     return {
-        "tensors": {name: (id(t), t.device.type, t.requires_grad, t.detach().tolist()) for name, t in tensors.items()},
+        "tensors": {
+            name: (id(t), t.device.type, t.requires_grad, t.detach().to_dense().tolist()) for name, t in tensors.items()
+        },
         "training": {name: module.training for name, module in modules},
         "attributes": {name: {k: id(v) for k, v in vars(m).items() if k[0] != "_"} for name, m in modules},
         "hooks": {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in modules},

@@ -471,46 +471,6 @@ if importlib.util.find_spec("einops"):
 # ---------------------------------------------------------------------------------------------- written by index
 
 
-def edges() -> tuple[Tensor, Tensor]:
-    return torch.tensor([0, 1, 2, 3, 4, 0, 2]), torch.tensor([1, 2, 0, 4, 3, 3, 3])
-
-
-def messages(add: Any) -> Net:
-    """A graph network: nodes (5, C) send along edges, what arrives is summed."""
-
-    def run(net: Any, x: Tensor) -> Tensor:
-        x = net.a(x).relu()
-        sent = net.b(torch.cat([x[net.source], x[net.target]], 1)).relu()
-        return net.c(torch.cat([x, add(sent, net.target, len(x))], 1))
-
-    net = Net(run, a=nn.Linear(3, 6), b=nn.Linear(12, 8), c=nn.Linear(14, 4))
-    for name, nodes in zip(("source", "target"), edges(), strict=True):
-        net.register_buffer(name, nodes)
-    return net
-
-
-@specimen(shapes=((5, 3),), least="a b b.weight/1 c.weight/1")
-def messages_by_scatter_add() -> Net:
-    def add(sent: Tensor, target: Tensor, nodes: int) -> Tensor:
-        return sent.new_zeros(nodes, sent.shape[1]).scatter_add(0, target[:, None].expand_as(sent), sent)
-
-    return messages(add)
-
-
-@specimen(shapes=((5, 3),), least="a b b.weight/1 c.weight/1")
-def messages_by_index_add() -> Net:
-    return messages(lambda sent, target, nodes: torch.zeros(nodes, sent.shape[1]).to(sent).index_add_(0, target, sent))
-
-
-@specimen(shapes=((5, 3),), least="a b b.weight/1 c.weight/1")
-def messages_by_scatter_reduce() -> Net:
-    def add(sent: Tensor, target: Tensor, nodes: int) -> Tensor:
-        where = target[:, None].expand(-1, sent.shape[1])
-        return torch.zeros(nodes, sent.shape[1]).to(sent).scatter_reduce_(0, where, sent, "amax", include_self=True)
-
-    return messages(add)
-
-
 @specimen(shapes=((5, 3),), least="a b.weight/1")
 def rows_filled_by_index() -> Net:
     run = lambda net, x: net.b(net.a(x).index_fill(0, torch.tensor([1, 3], device=x.device), 2.0))  # noqa: E731

@@ -1,4 +1,4 @@
-"""Attention, normalisers, distances, recurrence, rearrangements: the promises hold, and what must be prunable is.
+"""Attention, graphs, normalisers, distances, recurrence, rearrangements: promises hold, what must be prunable is.
 
 `pytest tests/test_any_network.py -k "fused_qkv and not alike"` runs one.
 """
@@ -9,6 +9,7 @@ import pytest
 import torch
 from attention import ATTENTION
 from attention_layers import LAYERS
+from graphs import GRAPHS
 from normalisers import NORMALISERS
 from pairs import PAIRS
 from promises import check_cut, measured, predicted, random_keep, snapshot
@@ -19,7 +20,7 @@ from specimen import Specimen
 from hfp import trace
 from hfp.inputs import arguments
 
-ALL = {**ATTENTION, **LAYERS, **NORMALISERS, **PAIRS, **RECURRENT, **REARRANGED}
+ALL = {**ATTENTION, **GRAPHS, **LAYERS, **NORMALISERS, **PAIRS, **RECURRENT, **REARRANGED}
 WHOLE = {
     "grouped_convolution_and_group_norm": "groups of a convolution and of a norm are cut together",
     "shuffle_unit": "half of the output is made by the last layer",

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import hfp
 from hfp import checkpoint, files, surgery, trace
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
@@ -70,6 +71,39 @@ def test_a_compact_network_comes_back_with_values_record_and_buffers(tmp_path: P
     record, expected = checkpoint.record_of(loaded), checkpoint.record_of(small)
     assert torch.equal(record.keep, expected.keep)
     assert (record.macs, record.dense_params, record.targets) == (expected.macs, expected.dense_params, {"macs": 0.5})
+
+
+class OnGraph(nn.Module):
+    """Convolves nodes (N, C) along a sparse matrix (N, N), whose entries it looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, matrix: Tensor) -> Tensor:
+        matrix = matrix.coalesce()
+        return torch.sparse.mm(matrix, self.second(torch.sparse.mm(matrix, self.first(x)).relu()))
+
+
+def test_a_network_that_is_given_a_sparse_matrix(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    matrix = torch.rand(5, 5).clamp_min(0.5).sub(0.5).to_sparse()
+    net = hfp.wrap(OnGraph(), (torch.randn(5, 6), matrix), target_macs=0.5, verify=True)
+    small = net.compact()
+    hfp.save(small, tmp_path / "small.safetensors")
+    loaded = hfp.load(tmp_path / "small.safetensors", OnGraph())
+    x, other = torch.randn(7, 6), torch.eye(7).to_sparse()
+    assert loaded.first.out_features < 8 and torch.equal(loaded(x, other), small(x, other))
+
+
+def test_a_sparse_buffer_is_not_written(tmp_path: Path) -> None:
+    small = compacted(network())
+    small[1].register_buffer("graph", torch.eye(3).to_sparse())
+    with pytest.raises(
+        ValueError, match=r"1.graph is a sparse tensor.*register_buffer\('graph', ..., persistent=False"
+    ):
+        hfp.save(small, tmp_path / "small.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_was_loaded_can_be_saved_again(saved: Path, tmp_path: Path) -> None:

@@ -37,6 +37,18 @@ def test_inputs_follow_a_model_to_its_device_and_precision() -> None:
     assert torch.equal(back[0][0], X) and torch.equal(back[1]["y"], Y)
 
 
+@pytest.mark.parametrize("values", [False, True])
+def test_a_sparse_input_stays_sparse_but_for_its_shape_on_the_meta_device(values: bool) -> None:
+    sparse = torch.eye(4).to_sparse()
+    (shape,), _ = placed(((sparse,), {}), torch.device("meta"))
+    assert (shape.layout, shape.shape, shape.is_meta) == (torch.strided, sparse.shape, True)
+    description = json.loads(json.dumps(describe(((sparse,), {}), values)))
+    assert tells_values(description) == values
+    (back,), _ = placed(rebuild(description), X.device)
+    assert (back.layout, back.shape, back.dtype) == (torch.sparse_coo, sparse.shape, sparse.dtype)
+    assert torch.equal(back.to_dense(), sparse.to_dense() if values else torch.zeros(4, 4))
+
+
 def model(**attributes: Any) -> nn.Module:
     module = nn.Linear(2, 3).double()
     for name, value in attributes.items():

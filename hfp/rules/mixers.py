@@ -209,6 +209,13 @@ def addmm(ledger: Ledger, call: Call) -> Labels:
     return labels
 
 
+def sparse_addmm(ledger: Ledger, call: Call) -> Labels:
+    """`torch.sparse.mm`, of which `FlopCounterMode` counts no multiply-adds."""
+    labels = addmm(ledger, call)
+    ledger.macs.pop()
+    return labels
+
+
 def matmul(ledger: Ledger, call: Call) -> Labels:
     """`mm`, `bmm`, `matmul` of a (..., M, K) and b (..., K, N), the last two arguments; the axes before broadcast."""
     a, b = call.args[-2:]
@@ -315,6 +322,7 @@ MIXERS: dict[str, Rule] = {
     "torchvision::deform_conv2d": deform_conv2d,
     **dict.fromkeys("mm bmm matmul".split(), matmul),
     **dict.fromkeys("addmm baddbmm".split(), addmm),
+    "_sparse_addmm": sparse_addmm,
     "linear": linear,
     **dict.fromkeys("mv addmv dot vdot".split(), matrix_vector),
     **dict.fromkeys("embedding _embedding_bag _embedding_bag_forward_only".split(), embedding),

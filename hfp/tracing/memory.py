@@ -53,16 +53,18 @@ class Memory:
 
     def meet(self, tensor: Tensor, stored: bool = False) -> None:
         """An operator has made this tensor, or a view of another."""
-        storage = tensor.untyped_storage()
         entry = self._entry(tensor)
         entry.stored = stored
+        if tensor.layout != torch.strided:  # a sparse tensor is no view of another
+            return
+        storage = tensor.untyped_storage()
         if storage._cdata not in self._first:
             held = tensor if tensor.is_meta else StorageWeakRef(storage)
             self._first[storage._cdata] = held, entry, weakref.ref(tensor)
 
     def beside(self, tensor: Tensor) -> Labels:
         """The labels of the first tensor that was on the storage of this one."""
-        first = self._first.get(tensor.untyped_storage()._cdata)
+        first = self._first.get(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else None
         return () if first is None else first[1].labels
 
     def write_through(self, view: Tensor, labels: Labels) -> None:

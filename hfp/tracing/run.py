@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from hfp.inputs import Arguments, placed
-from hfp.labels import Labels, Ledger, Place
+from hfp.inputs import Arguments, placed, shape_of
+from hfp.labels import Labels, Ledger, Pin, Place
 from hfp.names import Names
 from hfp.rules.own import OwnRuleError, Whole, rule_of
 from hfp.tracing.functions import Around, Functions
@@ -100,7 +100,7 @@ class NeedsValues(ValueError):
 
 def needs_values(error: Exception) -> bool:
     """Whether this is what PyTorch says when it is to read a value off a shape."""
-    told = r"\bmeta\b|no fake impl|data is not allocated yet"
+    told = r"\bmeta\b|no fake impl|data is not allocated yet|expected sparse"
     return isinstance(error, NotImplementedError) or re.search(told, str(error).lower()) is not None
 
 
@@ -131,7 +131,7 @@ def _shadows(subject: Subject, real: bool) -> dict[str, Tensor]:
     """What stands in for parameters and buffers: shapes alone, or the numbers, copied where a run may write."""
     tensors = subject.names.tensors.items()
     if not real:
-        return {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+        return {name: shape_of(tensor) for name, tensor in tensors}
     parameters = set(subject.names.parameters)
     return {name: tensor.detach() if name in parameters else tensor.clone() for name, tensor in tensors}
 
@@ -141,6 +141,9 @@ def _run(subject: Subject, ptflops: bool, real: bool) -> Run:
     shadows = _shadows(subject, real)
     _number(subject.names, shadows, ledger)
     _state_sizes(subject.names, ledger)
+    for name, tensor in subject.names.tensors.items():
+        if tensor.layout != torch.strided:
+            ledger.pins += [Pin(ids, "is an axis of a sparse tensor", Place("", "", "")) for ids in ledger.axes[name]]
     seen = Run(ledger, steps={}, real=real, calls={}, entered={}, sized={}, reads_widths=False, operands=[])
     alike = _watch_evaluation(subject, shadows, seen, ptflops)
     seen.reads_widths = reads_widths(subject.model, {name.partition(".")[0] for _, name in ledger.attributes})

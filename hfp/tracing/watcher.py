@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporaril
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
+from hfp.inputs import shape_of
 from hfp.labels import Labels, Ledger, Place, Term
 from hfp.rules import RULES, Call, unknown
 from hfp.rules.call import base_name, stays_whole, tensors_in, values_in
@@ -228,7 +229,7 @@ class Watcher(TorchDispatchMode):
         if not isinstance(value, Tensor) or value.is_meta or value.dim() == 0:
             return value
         if id(value) not in self._on_meta:
-            twin = value.to("meta")
+            twin = shape_of(value)
             self._on_meta[id(value)] = (value, twin)
             self.label(twin, self.labels(value))
             self._memory.meet(twin)

@@ -10,8 +10,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from hfp.labels import FIXED
 from hfp.rules.call import base_name
 from hfp.tracing.operands import Operand
 from hfp.tracing.position import Site
@@ -58,9 +60,10 @@ def candidates(
         return ()
     if math.isclose(found, 1.0, rel_tol=EXACT):  # it was scaled for an attribute that is no longer changed
         return (Operand(site, training, tensor, 0, step.touched[0][:0], "power", NOT_AT_ALL),)
-    known: dict[bytes, Tensor] = {}
+    known: dict[bytes, Tensor] = {}  # by their channels: what is tied is one length, however often it is met
     for dense in reversed(before):
-        known.update((ids.numpy().tobytes(), ids) for ids in dense.touched if len(known) < MANY)
+        for ids in dense.touched if len(known) < MANY else ():
+            known.setdefault(torch.where(ids < 0, FIXED, cut.table.channel_of[ids]).numpy().tobytes(), ids)
     return tuple(
         Operand(site, training, tensor, 0, ids, "power", power)
         for ids in known.values()
