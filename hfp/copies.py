@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 _ATOMS = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type}
 _STATE = nn.Module.__getstate__
@@ -30,6 +31,9 @@ def copied(model: Module, memo: dict[int, Any]) -> Module:
     plain = [module for module in model.modules() if id(module) not in memo and _is_plain(module)]
     for module in plain:  # all of them first, since they may hold each other
         memo[id(module)] = type(module).__new__(type(module))
+    for module in model.modules():
+        if id(module) not in memo:
+            memo.update(_without_history(vars(module)))
     for module in reversed(plain):  # inner ones first: a module that copies itself may look at what it holds
         state = {name: _value(value, memo) for name, value in _STATE(module).items()}
         memo[id(module)].__setstate__(state)
@@ -47,6 +51,12 @@ def _is_plain(module: nn.Module) -> bool:
         and not hasattr(kind, "__deepcopy__")
         and "__deepcopy__" not in vars(module)
     )
+
+
+def _without_history(state: dict[str, Any]) -> dict[int, Tensor]:
+    """Copies of the activations that a module keeps, which `copy.deepcopy` refuses to make, by `id`."""
+    kept = [leaf for leaf in tree_leaves(list(state.values())) if isinstance(leaf, Tensor) and not leaf.is_leaf]
+    return {id(leaf): leaf.detach().clone() for leaf in kept}
 
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:

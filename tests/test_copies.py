@@ -78,6 +78,15 @@ def test_activations_that_a_module_keeps_are_copied_without_their_history() -> N
         assert torch.equal(old, new) and not new.requires_grad and old.requires_grad
 
 
+def test_activations_of_modules_that_are_left_to_deepcopy() -> None:
+    """A recurrent layer has a state of its own, and keeps a list of weights, which may be computed."""
+    model = nn.LSTM(2, 3)
+    model.dropped = model.weight_hh_l0 * 0.5
+    model._flat_weights = [model.dropped, *model._flat_weights]
+    twin = copied(model, {})
+    assert torch.equal(twin.dropped, model.dropped) and twin.dropped.is_leaf and twin._flat_weights[0] is twin.dropped
+
+
 def test_what_is_known_already_is_taken() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     weight = nn.Parameter(torch.zeros(1, 2))
