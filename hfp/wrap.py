@@ -58,7 +58,7 @@ class GatedModel(nn.Module):
         self._arguments = arguments
         device = next(model.parameters()).device
         self._readers = gates.Readers(model, table).to(device)
-        self.gates = nn.Parameter(torch.zeros(table.channels, device=device))
+        self.gates = nn.Parameter(torch.zeros(table.channels, device=device), requires_grad=method.learns)
         self.register_buffer("keep", torch.ones(table.channels, dtype=torch.bool, device=device))
         self.register_buffer("step", torch.zeros((), dtype=torch.long, device=device))
         for name, buffer in method.buffers(table).items():

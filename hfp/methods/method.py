@@ -61,6 +61,11 @@ class Method:
     """Whether a channel that was cut may come back before the last cut, which fills what is left of the budget."""
 
     @property
+    def learns(self) -> bool:
+        """Whether `net.gates` may get gradients. `DistributedDataParallel` waits for those of all that require them."""
+        return not (self.gate is self.penalty is self.forward is None)
+
+    @property
     def gradual(self) -> bool:
         """Whether the budget comes down in several cuts, so that there is something to stop in between."""
         return any(0.0 < self.schedule(percent / 100) < 1.0 for percent in range(101))

@@ -3,7 +3,8 @@
 Liu et al., arXiv 1708.06519: training with an L1 penalty on the scales of batch norms drives those of channels that
 are not needed towards zero; then one global threshold on them. The penalty's strength is the paper's. Ours: layer
 norms and group norms have scales too; a channel with several scales (a residual stage) has their mean; where there is
-none (a network without normalisation), the size of the filters, relative to their layer, stands in for it.
+none (a network without normalisation), the size of the filters, relative to their layer, stands in for it. Gates are
+not used, of which DistributedDataParallel has to be told: find_unused_parameters=True.
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""Two processes under DistributedDataParallel prune alike, and as one process would on both their batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+import hfp
+
+METHODS = ("hfp", "taylor", "ggp", "uniform")
+STEPS = 6
+
+
+def trained(method: str, rank: int | None) -> dict[str, Tensor]:
+    """The state after a schedule and two steps more; on one half of every batch for a rank, else on all of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+    net = hfp.wrap(model, torch.zeros(1, 8, dtype=torch.double), target_macs=0.4, steps=STEPS, method=method)
+    called = net if rank is None else nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.param_groups(lr=0.1), momentum=0.9)
+    for _ in range(STEPS + 2):
+        x, y = torch.randn(8, 8, dtype=torch.double), torch.randint(4, (8,))
+        if rank is not None:
+            x, y = x[4 * rank :][:4], y[4 * rank :][:4]
+        loss = F.cross_entropy(called(x), y) + net.complexity_loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert net.macs() <= 0.4 * net.dense_macs
+    net.compact(optimizer=optimizer)
+    return net.state_dict()
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/met", rank=rank, world_size=2)
+    torch.save([trained(method, rank) for method in METHODS], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this PyTorch has no torch.distributed")
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    spawn(worker, (str(tmp_path),), nprocs=2)
+    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for method, *states in zip(METHODS, *halves, strict=True):
+        assert all(torch.equal(first, second) for first, second in zip(*(s.values() for s in states), strict=True))
+        # A gate that learns sums squares of gradients, which are others where a batch is halved.
+        if not hfp.methods.METHODS[method].learns:
+            torch.testing.assert_close(states[0], trained(method, None), rtol=1e-9, atol=1e-12)
+
+
+def test_only_methods_that_train_gates_ask_for_their_gradients() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    for name, method in hfp.methods.METHODS.items():
+        net = hfp.wrap(model, torch.zeros(1, 8), target_macs=0.5, method=name)
+        assert net.gates.requires_grad == (name in ("hfp", "prunenet", "slimming", "taylor"))
+        assert method.learns == net.gates.requires_grad
