@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hfp.cache import rows_at_hand
-from hfp.channels import ChannelTable, with_products
+from hfp.channels import ChannelTable
+from hfp.groups import with_products
 from hfp.labels import FIXED, prunable
 from hfp.methods.method import Method, at_once
 from hfp.names import Names

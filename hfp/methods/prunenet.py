@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from hfp.channels import ChannelTable, with_products
+from hfp.channels import ChannelTable
+from hfp.groups import with_products
 from hfp.labels import FIXED
 from hfp.methods.magnitude import learned, relative
 from hfp.methods.method import Method, after
