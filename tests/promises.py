@@ -47,7 +47,7 @@ def relative_difference(a: Any, b: Any) -> float:
     for x, y in zip(leaves(a), leaves(b), strict=True):
         assert x.shape == y.shape, f"shape {tuple(x.shape)} became {tuple(y.shape)}"
         if x.numel():
-            apart = (x - y).abs().max() / x.abs().max().clamp_min(1e-30)
+            apart = ((x - y).abs().max() / x.abs().max().clamp_min(1e-30)).detach()
             worst = max(worst, float(apart.nan_to_num(math.inf, posinf=math.inf)))  # max(worst, nan) would be worst
     return worst
 

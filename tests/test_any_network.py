@@ -9,6 +9,7 @@ import pytest
 import torch
 from attention import ATTENTION
 from attention_layers import LAYERS
+from gradients import GRADIENTS
 from graphs import GRAPHS
 from normalisers import NORMALISERS
 from pairs import PAIRS
@@ -20,7 +21,7 @@ from specimen import Specimen
 from hfp import trace
 from hfp.inputs import arguments
 
-ALL = {**ATTENTION, **GRAPHS, **LAYERS, **NORMALISERS, **PAIRS, **RECURRENT, **REARRANGED}
+ALL = {**ATTENTION, **GRADIENTS, **GRAPHS, **LAYERS, **NORMALISERS, **PAIRS, **RECURRENT, **REARRANGED}
 WHOLE = {
     "grouped_convolution_and_group_norm": "groups of a convolution and of a norm are cut together",
     "shuffle_unit": "half of the output is made by the last layer",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from hfp.labels import ANY, Labels, Ledger, Term, prunable
-from hfp.rules.call import Call, Rule
+from hfp.rules.call import Call, Rule, unknown
 
 
 def _labels(rank: int, axes: dict[int, Tensor | None]) -> Labels:
@@ -142,6 +142,18 @@ def _transposed_groups(ledger: Ledger, call: Call) -> Labels:
             _add_bias(ledger, call, made, bias)
     count_macs(ledger, call, x.shape[0] * prod(x.shape[2:]) * prod(weight.shape[2:]), [(weight, 0), (weight, 1)])
     return _labels(call.out.dim(), {1: made})
+
+
+def convolution_backward(ledger: Ledger, call: Call) -> Labels:
+    """`(gradient, input, weight, ...)` -> the input's gradient, of models whose output is a gradient: dim 0 reads."""
+    gradient, _, weight = call.args[:3]
+    transposed, groups, wanted = call.args[7], call.args[9], call.args[10]
+    if transposed or groups > 1 or any(wanted[1:]):
+        return unknown(ledger, call)
+    read_by(ledger, call, call.ids(gradient, 1), weight, call.ids(weight, 0))
+    positions = gradient.shape[0] * prod(gradient.shape[2:])
+    count_macs(ledger, call, positions * prod(weight.shape[2:]), [(weight, 0), (weight, 1)])
+    return _labels(gradient.dim(), {1: call.ids(weight, 1)})
 
 
 def deform_conv2d(ledger: Ledger, call: Call) -> Labels:
@@ -319,6 +331,7 @@ def embedding(ledger: Ledger, call: Call) -> Labels:
 
 MIXERS: dict[str, Rule] = {
     "convolution": convolution,
+    "convolution_backward": convolution_backward,
     "torchvision::deform_conv2d": deform_conv2d,
     **dict.fromkeys("mm bmm matmul".split(), matmul),
     **dict.fromkeys("addmm baddbmm".split(), addmm),

@@ -118,6 +118,12 @@ sign signbit silu sin sinc sinh softplus softshrink special_expit sqrt square su
 uniform where xlogy zero zeros_like resolve_conj resolve_neg real conj
 """.split()
 
+DERIVATIVES = """
+elu gelu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logit mish rrelu_with_noise sigmoid silu softplus
+softshrink tanh threshold
+""".split()
+"""Of models whose output is a gradient (forces, from an energy): `tanh_backward(gradient, output)`, and so on."""
+
 UNIFORM = "empty full new_empty new_empty_strided new_full new_ones new_zeros ones zeros empty_strided".split()
 FACTORIES = (
     """
@@ -127,7 +133,7 @@ arange eye linspace rand randint randn randperm scalar_tensor tril_indices triu_
 )
 
 POINTWISE: dict[str, Rule] = {
-    **dict.fromkeys(NAMES, pointwise),
+    **dict.fromkeys([*NAMES, *(f"{name}_backward" for name in DERIVATIVES)], pointwise),
     **dict.fromkeys(FACTORIES, factory),
     **dict.fromkeys(UNIFORM, uniform),
     "index_put": index_put,

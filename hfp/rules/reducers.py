@@ -107,7 +107,9 @@ _POOLS = {
     replication_pad1d""",
     2: """avg_pool2d max_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d
     upsample_bilinear2d upsample_nearest2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
-    _upsample_nearest_exact2d fractional_max_pool2d tril triu reflection_pad2d replication_pad2d""",
+    _upsample_nearest_exact2d fractional_max_pool2d tril triu reflection_pad2d replication_pad2d
+    avg_pool2d_backward max_pool2d_with_indices_backward _adaptive_avg_pool2d_backward upsample_nearest2d_backward
+    upsample_bilinear2d_backward""",
     3: """avg_pool3d max_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d
     upsample_trilinear3d upsample_nearest3d fractional_max_pool3d reflection_pad3d replication_pad3d""",
 }

@@ -131,7 +131,7 @@ class Functions(TorchFunctionMode):
         if func in _SCALED:
             with self.watcher.position.inside(site):
                 return _SCALED[func](*args, **kwargs)
-        if func in AT_ONCE and not kwargs and AT_ONCE[func](*args):
+        if func in AT_ONCE and not kwargs and not torch.is_grad_enabled() and AT_ONCE[func](*args):
             return self.watcher.follow_function(func, args)
         if isinstance(func, Whole):
             with self.watcher.paused(), self:
