@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hfp.channels import ChannelTable
+from hfp.eager import eagerly
 from hfp.labels import extended
 from hfp.names import Names, tensor_of
 from hfp.recompute import recomputed
@@ -128,6 +129,7 @@ class _Gated(nn.Module):
 
     def forward(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
+            stack.enter_context(eagerly())
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 stack.enter_context(recomputed(lambda part: partial(self.run, position.copy(), part)))
             if self.readers.operands:

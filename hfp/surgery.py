@@ -18,6 +18,7 @@ from hfp.attention import MultiheadAttention
 from hfp.cache import rows_at_hand
 from hfp.chance import NoChance
 from hfp.copies import copied
+from hfp.eager import eagerly
 from hfp.inputs import Arguments
 from hfp.labels import prunable
 from hfp.names import Names
@@ -201,7 +202,7 @@ def difference(
     args, kwargs = tree_map(noise, inputs)
     outs = []
     for function in (a, b):
-        with torch.no_grad(), torch.random.fork_rng(), nullcontext() if chance else NoChance():
+        with torch.no_grad(), torch.random.fork_rng(), eagerly(), nullcontext() if chance else NoChance():
             torch.manual_seed(0)
             outs.append([x.detach().double() for x in tensors_of(function(*args, **kwargs))])
     worst = 0.0

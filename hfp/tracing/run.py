@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from hfp.eager import eagerly
 from hfp.inputs import Arguments, placed, shape_of
 from hfp.labels import Labels, Ledger, Pin, Place
 from hfp.names import Names
@@ -294,7 +295,7 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
         args, kwargs = tree_map(_doubled, (args, kwargs))
     swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
     model = subject.model
-    with preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
         model.train(training)
         mark(subject.names.modules)
         for module in model.modules():

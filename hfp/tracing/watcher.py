@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
@@ -65,6 +66,8 @@ class Step(NamedTuple):
 
 class Watcher(TorchDispatchMode):
     """Follows every operator that runs inside it and hands its labels to the rule of its name."""
+
+    supports_higher_order_operators = True  # else PyTorch refuses to run torch.cond, flex_attention and their like
 
     def __init__(
         self,
@@ -136,11 +139,20 @@ class Watcher(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
+        if isinstance(func, HigherOrderOperator):
+            return self._stand_aside(func, args, kwargs)
         out = outputs(func, args, kwargs)
         name = operator_name(func)
         self._pass_name_on(name, args, out)
         self._follow(func, args, kwargs, out, name, func.overloadpacket in flop_registry)
         return out
+
+    def _stand_aside(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operator that is given functions: what these do to channels is not followed, so all of them stay whole."""
+        for tensor in tensors_in((args, kwargs)):
+            self._pin(self.labels(tensor), f"is given to {func.__name__}, which takes functions", func.__name__)
+        with self.paused(), self:
+            return func(*args, **kwargs)
 
     def follow_function(self, func: Callable[..., Any], args: Any) -> Any:
         """A function of several operators that has a rule of its own is called, and is one step."""

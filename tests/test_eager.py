@@ -1,0 +1,89 @@
+"""Parts of a model that are compiled, and operators that are given functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from specimen import Net
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
+
+import hfp
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # compiling looks
+
+
+@pytest.fixture
+def compiled() -> list[Any]:
+    """What the backend of `counting` has been given."""
+    torch._dynamo.reset()
+    return []
+
+
+def counting(graphs: list[Any]) -> Callable[..., Any]:
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    return backend
+
+
+@pytest.mark.filterwarnings("ignore:Using .torch.compile.module.. when there are global hooks")  # there are, of ours
+def test_compiled_parts_are_followed_and_gated_as_written_and_stay_compiled(compiled: list[Any]) -> None:
+    gelu = torch.compile(lambda x: x * torch.sigmoid(1.7 * x), backend=counting(compiled))
+    inner = torch.compile(nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 12)), backend=counting(compiled))
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        return net.c(gelu(h + net.inner(h)))
+
+    model = Net(run, a=nn.Linear(4, 12), inner=inner, c=nn.Linear(12, 3))
+    net = hfp.wrap(model, torch.randn(2, 4), target_macs=0.5, steps=1)
+    x = torch.randn(5, 4)
+    optimizer = torch.optim.SGD(net.param_groups(lr=0.01))
+    (net(x).square().mean() + net.complexity_loss()).backward()
+    optimizer.step()
+    assert not compiled
+    small = net.eval().compact()
+    assert net.macs() < net.dense_macs
+    torch.testing.assert_close(small(x), net(x))
+    assert compiled
+
+
+def test_a_gated_network_may_be_compiled_as_a_whole(compiled: list[Any]) -> None:
+    model = nn.Sequential(nn.Linear(4, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 3))
+    net = hfp.wrap(model, torch.randn(2, 4), target_macs=0.5)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(torch.compile(net, backend=counting(compiled))(x), net(x))
+    assert compiled
+
+
+def reasons(model: nn.Module, *inputs: Tensor) -> dict[str, str]:
+    return {pinned.tensor: pinned.reason for pinned in hfp.trace(model, inputs).pinned}
+
+
+def test_what_is_given_to_an_operator_with_functions_stays_whole() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.b(net.a(x).relu()).relu()
+        return net.c(torch.cond(h.sum() > 0, lambda h: 2 * h, lambda h: h.sin(), (h,)))
+
+    model = Net(run, a=nn.Linear(4, 12), b=nn.Linear(12, 8), c=nn.Linear(8, 3))
+    assert "is given to cond, which takes functions" in reasons(model, torch.randn(2, 4))["b.weight"]
+    small = hfp.wrap(model, torch.randn(2, 4), target_macs=0.7).compact()
+    assert (small.a.out_features < 12, small.b.out_features) == (True, 8)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flexible_attention() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.embed(x)
+        q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in net.qkv(h).chunk(3, -1))
+        later = flex_attention(q, k, v, score_mod=lambda score, b, h, i, j: torch.where(i >= j, score, -1e9))
+        return net.out(h + later.transpose(1, 2).flatten(2))
+
+    model = Net(run, embed=nn.Linear(4, 16), qkv=nn.Linear(16, 48), out=nn.Linear(16, 3)).eval()
+    x = torch.randn(2, 5, 4)
+    assert "is given to flex_attention" in reasons(model, x)["qkv.weight"]
