@@ -96,7 +96,7 @@ class Run:
 
 
 class NeedsValues(ValueError):
-    """The model's code looks at the values of tensors."""
+    """The model's code looks at the values of tensors, or does not run on shapes alone for another reason."""
 
 
 def needs_values(error: Exception) -> bool:
@@ -171,7 +171,13 @@ def _watch_evaluation(subject: Subject, shadows: dict[str, Tensor], seen: Run, p
     except (RuleError, OwnRuleError):
         raise
     except Exception as error:
-        raise _explained(subject, error) from error
+        explained = _explained(subject, error)
+        if not isinstance(explained, NeedsValues) and _runs(subject):
+            explained = NeedsValues(
+                f"{type(subject.model).__name__} runs on the example inputs, but not where its operators are watched "
+                f"({first_line(error)}); give the module that does this a rule: hfp.rule"
+            )
+        raise explained from error
     if ptflops and counter.failure:
         seen.ledger.notes.append(f"ptflops gives no number: {counter.failure}")
     elif ptflops:
@@ -368,6 +374,20 @@ def tensors_of(out: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
 
 def _doubled(value: Any) -> Any:
     return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == 1 else value
+
+
+def _runs(subject: Subject) -> bool:
+    """Whether the model runs on the example inputs, unwatched."""
+    shadows = _shadows(subject, real=True)
+    args, kwargs = placed(subject.inputs, next(iter(shadows.values()), torch.zeros(0)).device)
+    with preserved(subject.model), torch.random.fork_rng(devices=[]), torch.no_grad():
+        subject.model.eval()
+        try:
+            swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
+            torch.func.functional_call(subject.model, swapped, args, kwargs, tie_weights=False)
+        except Exception:
+            return False
+    return True
 
 
 def _explained(subject: Subject, error: Exception) -> ValueError:

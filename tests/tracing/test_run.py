@@ -176,3 +176,28 @@ def test_a_part_that_is_compiled_is_followed_and_not_compiled() -> None:
     model[1] = torch.compile(model[1], backend=backend)  # type: ignore[assignment]
     table = trace(model, X)
     assert [group.width for group in table.groups] == [group.width for group in plain.groups] == [6, 5]
+
+
+def test_what_runs_on_numbers_only_is_run_on_numbers() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            raise ValueError("written for the CPU")
+        return net.b(net.a(x).relu())
+
+    model = Net(run, a=conv(3, 6), b=conv(6, 4))
+    assert [group.width for group in trace(model, X).groups] == [6]
+
+
+def test_what_runs_only_where_nobody_watches_is_told_so() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            raise ArithmeticError("not with a mode")
+        return net.b(net.a(x).relu())
+
+    net = Net(run, a=conv(3, 6), b=conv(6, 4))
+    before = snapshot(net)
+    with pytest.raises(
+        ValueError, match=r"Net runs on .*, but not where .* watched \(ArithmeticError: not with a mode\)"
+    ):
+        trace(net, X)
+    assert snapshot(net) == before
