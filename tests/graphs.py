@@ -58,7 +58,8 @@ def messages_by_scatter_reduce() -> Net:
 
 
 def adjacency() -> Tensor:
-    return torch.sparse_coo_tensor(torch.stack(edges()), torch.linspace(0.5, 1.5, 7), (5, 5), check_invariants=False)
+    torch.sparse.check_sparse_tensor_invariants.disable()  # as it is by default, but PyTorch warns unless it is told
+    return torch.sparse_coo_tensor(torch.stack(edges()), torch.linspace(0.5, 1.5, 7), (5, 5))
 
 
 def convolved(product: Callable[[Tensor, Tensor], Tensor], matrix: Tensor, persistent: bool = True) -> Net:
@@ -104,7 +105,7 @@ def edges_dropped_by_value() -> Net:
         matrix = matrix.coalesce()
         there = matrix.values() > 0.6
         left = matrix.indices()[:, there], matrix.values()[there]
-        return torch.sparse.mm(torch.sparse_coo_tensor(*left, matrix.shape, check_invariants=False), x)
+        return torch.sparse.mm(torch.sparse_coo_tensor(*left, matrix.shape), x)
 
     return convolved(product, adjacency())
 
