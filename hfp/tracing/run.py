@@ -380,7 +380,7 @@ def _runs(subject: Subject) -> bool:
     """Whether the model runs on the example inputs, unwatched."""
     shadows = _shadows(subject, real=True)
     args, kwargs = placed(subject.inputs, next(iter(shadows.values()), torch.zeros(0)).device)
-    with preserved(subject.model), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with preserved(subject.model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
         subject.model.eval()
         try:
             swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
