@@ -74,6 +74,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trusted: bool = Fa
     `model` itself is not changed; its values do not matter, its architecture does: the channel table of `model` is
     computed again and must be the one that the file was cut by. Device and train/eval mode are those of `model`, its
     dtype must be that of the file. What was pruned twice is loaded twice: `hfp.load(second, hfp.load(first, model))`.
+    What is in no state dict, such as a tensor that a module keeps as a plain attribute, is in no file: it is `model`'s.
 
     A .safetensors file can come from anywhere: it holds numbers, and is checked. A .pt2 file is a program, which can do
     what any program can; it is run only if you say that it is `trusted`. It computes what the network does in

@@ -1,23 +1,35 @@
-"""The names in a model: of its modules, and of its parameters and buffers, some of which have several."""
+"""The names in a model: of its modules, and of its tensors, some of which have several.
+
+Its tensors are parameters, buffers, and constants: tensors that a module makes in its `__init__` and keeps as plain
+attributes, such as a table of positions. What its other methods store, a cache or the last activation, is none of them.
+"""
 
 from __future__ import annotations
 
+import dis
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from operator import attrgetter
+from types import FunctionType
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Names:
-    """Each module, parameter and buffer goes by the first of its names."""
+    """Each module and tensor goes by the first of its names."""
 
     modules: dict[nn.Module, str]
     tensors: dict[str, Tensor]
-    """Name -> parameter or buffer."""
+    """Name -> parameter, buffer or constant."""
     parameters: list[str]
-    """Those of them that are parameters, in the order of the model, before all buffers."""
+    """Those of them that are parameters, in the order of the model, before all others."""
+    constants: frozenset[str]
+    """Those of them that are plain attributes."""
     aliases: dict[str, str]
-    """Every place of every parameter and buffer -> the first name of the same tensor (tied weights have several).
+    """Every place of every tensor -> the first name of the same tensor (tied weights have several).
 
     A module that is registered twice has its places once: put in by both names, a tensor would not come out again.
     """
@@ -35,22 +47,56 @@ class Names:
         first: dict[int, str] = {}
         tensors: dict[str, Tensor] = {}
         aliases: dict[str, str] = {}
-        parameters: list[str] = []
-        for kind in ("_parameters", "_buffers"):
+        counts: list[int] = []
+        for kind in (attrgetter("_parameters"), attrgetter("_buffers"), _constants):
             for prefix, module in modules:
-                for key, tensor in getattr(module, kind).items():
+                for key, tensor in kind(module).items():
                     if tensor is not None:
                         alias = f"{prefix}.{key}" if prefix else key
                         aliases[alias] = first.setdefault(id(tensor), alias)
                         tensors.setdefault(aliases[alias], tensor)
-            if kind == "_parameters":
-                parameters = list(tensors)
+            counts.append(len(tensors))
         names = {module: prefix for prefix, module in modules}
-        return Names(names, tensors, parameters, aliases)
+        every = list(tensors)
+        return Names(names, tensors, every[: counts[0]], frozenset(every[counts[1] :]), aliases)
+
+
+def _constants(module: nn.Module) -> dict[str, Tensor]:
+    kind: type = type(module)
+    if kind.__module__.startswith("torch.nn."):
+        return {}
+    found = {name: value for name, value in vars(module).items() if isinstance(value, Tensor) and _is_constant(value)}
+    return {name: value for name, value in found.items() if name not in _made_later(kind)} if found else {}
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Whole numbers are indices and counts, which are worth more as numbers than as axes."""
+    numbers = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.dim() > 0 and numbers and not tensor.requires_grad and tensor.layout == torch.strided
+
+
+@lru_cache(256)
+def _made_later(kind: type) -> frozenset[str]:
+    """The attributes that methods of a class other than `__init__` store, and those that it computes when asked."""
+    own = [
+        entry for base in kind.__mro__ if not base.__module__.startswith("torch.nn.") for entry in vars(base).items()
+    ]
+    methods = [part for name, value in own if name != "__init__" for part in _functions(value)]
+    steps = (step for method in methods for step in dis.get_instructions(method))
+    return frozenset(step.argval for step in steps if step.opname == "STORE_ATTR") | {
+        name for name, value in own if isinstance(value, cached_property)
+    }
+
+
+def _functions(value: Any) -> list[FunctionType]:
+    """A method, what decorators have wrapped, the functions of a property."""
+    parts = [getattr(value, name, None) for name in ("__wrapped__", "fget", "fset", "func")]
+    inside = [function for part in parts if part is not None for function in _functions(part)]
+    return [value, *inside] if isinstance(value, FunctionType) else inside
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer of this name."""
+    """The parameter, buffer or constant of this name."""
     owner, _, key = name.rpartition(".")
     tensor: Tensor = getattr(model.get_submodule(owner), key)
     return tensor

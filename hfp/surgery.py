@@ -64,13 +64,13 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
     stays = table.extended(keep)
     names = Names.of(model)
     lives = lives_of(table, stays)
-    left = {name: sliced(tensor, lives[name]) for name, tensor in names.tensors.items()}
+    left = {name: sliced(names.tensors[name], axes) for name, axes in lives.items()}
     # The copy is told beforehand what every tensor becomes: so nothing is copied that is then thrown away, tied weights
     # stay tied, and buffers stay persistent or not.
-    memo: dict[int, Any] = {id(tensor): left[name] for name, tensor in names.tensors.items()}
+    memo: dict[int, Any] = {id(names.tensors[name]): tensor for name, tensor in left.items()}
     with uncollected():
         small = copied(model, memo)
-    resize(small, table, stays, {alias: left[name] for alias, name in names.aliases.items()})
+    resize(small, table, stays, {alias: left[name] for alias, name in names.aliases.items() if name in left})
     return small
 
 
@@ -88,7 +88,7 @@ def lives_of(table: ChannelTable, stays: Tensor) -> dict[str, list[Tensor | None
 
 
 def resize(model: nn.Module, table: ChannelTable, stays: Tensor, tensors: dict[str, Tensor]) -> None:
-    """Set what the modules of a cut network say of their own sizes. `tensors`: its parameters and buffers, by name."""
+    """Set what the modules of a cut network say of their own sizes. `tensors`: its own, by name."""
     for (name, attribute), vector in table.attributes.items():
         set_size(model.get_submodule(name), attribute, len(live(vector, stays)))
     for name, module in model.named_modules():
@@ -106,7 +106,7 @@ def _is_cut(table: ChannelTable, prefix: str) -> bool:
 
 
 def sliced(tensor: Tensor, lives: Sequence[Tensor | None]) -> Tensor:
-    """A copy of a parameter or buffer with only what stays along each dim: these indices, or all of them (None)."""
+    """A copy of a tensor of a model with only what stays along each dim: these indices, or all of them (None)."""
     cut = {dim: indices.to(tensor.device) for dim, indices in enumerate(lives) if indices is not None}
     new = _selected(tensor.detach(), cut) if cut else tensor.detach().clone()
     if in_channels_last(tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from hfp.channels import ChannelTable, build_table
 from hfp.inputs import arguments, describe
-from hfp.labels import Ledger, Place
+from hfp.labels import Ledger, Place, prunable
 from hfp.names import Names
 from hfp.tracing.run import Subject, run, uncollected
 from hfp.trial.misfit import pins_of
@@ -76,7 +77,9 @@ def _trace(subject: Subject, ignore: Ignored, ptflops: bool) -> ChannelTable:
             repairs.kept = with_it
         else:
             last = without
-    return last
+    # Other constants are no part of what makes the network this one: a table, a mask may be put there at any time.
+    axes = {n: own for n, own in last.axes.items() if n not in subject.names.constants or any(map(prunable, own))}
+    return replace(last, axes=axes)
 
 
 def ignored_modules(model: nn.Module, ignore: Ignored) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from attention import ATTENTION
 from attention_layers import LAYERS
+from constants import CONSTANTS
 from gradients import GRADIENTS
 from graphs import GRAPHS
 from normalisers import NORMALISERS
@@ -20,8 +21,9 @@ from specimen import Specimen
 
 from hfp import trace
 from hfp.inputs import arguments
+from hfp.names import Names
 
-ALL = {**ATTENTION, **GRADIENTS, **GRAPHS, **LAYERS, **NORMALISERS, **PAIRS, **RECURRENT, **REARRANGED}
+ALL = {**ATTENTION, **CONSTANTS, **GRADIENTS, **GRAPHS, **LAYERS, **NORMALISERS, **PAIRS, **RECURRENT, **REARRANGED}
 WHOLE = {
     "grouped_convolution_and_group_norm": "groups of a convolution and of a norm are cut together",
     "shuffle_unit": "half of the output is made by the last layer",
@@ -39,7 +41,7 @@ def prunable_places(specimen: Specimen) -> set[str]:
 def test_specimens_run_with_nothing_at_its_initial_value(specimen: Specimen) -> None:
     """The specimens themselves: same output twice, tensors that `least` and `pinned` name, no constant parameter."""
     model = specimen.model()
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = Names.of(model).tensors
     inputs = arguments(model, specimen.inputs())
     with torch.no_grad():
         first, second = (model(*inputs[0], **inputs[1]) for _ in range(2))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from functools import cached_property
 
+import torch
+from torch import Tensor, nn
+
+from hfp import trace
 from hfp.names import Names
 
 
@@ -21,7 +24,7 @@ def test_tensors_go_by_the_first_of_their_names() -> None:
     names = Names.of(model)
     assert names.parameters == [name for name, _ in model.named_parameters()]
     expected = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    assert list(names.tensors) == list(expected)
+    assert list(names.tensors) == list(expected) and not names.constants
     assert all(names.tensors[name] is tensor for name, tensor in expected.items())
 
 
@@ -41,3 +44,48 @@ def test_a_tensor_for_every_place_can_be_put_in_and_taken_out() -> None:
     torch.func.functional_call(chain, inner, (x,), tie_weights=False)
     after = dict(model.named_parameters(remove_duplicate=False))
     assert all(after[name] is parameter for name, parameter in before.items())
+
+
+class Table(nn.Module):
+    """Tensors that no other list of the module has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.table = torch.rand(2, 3)
+        self.spins = torch.zeros(3, dtype=torch.complex64)
+        self.index, self.scalar, self.last = torch.arange(3), torch.tensor(2.0), torch.zeros(3)
+
+    @cached_property
+    def cached(self) -> Tensor:
+        return torch.ones(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.layer(x) * self.cached
+        return self.last
+
+
+def test_constants_are_what_init_alone_stores() -> None:
+    """Not whole numbers, not single ones, not what is stored or computed later, nor what has a history."""
+    model = nn.Sequential(Table(), nn.BatchNorm1d(3))
+    model[1].table = model[0].table
+    model[1].weight_twice = model[1].weight * 2
+    model(torch.zeros(2, 3))
+    names = Names.of(model)
+    assert names.constants == {"0.table", "0.spins"}
+    assert names.tensors["0.table"] is model[0].table
+    assert list(names.tensors)[-2:] == ["0.table", "0.spins"] and names.parameters == list(names.tensors)[:4]
+
+
+def test_a_constant_is_in_the_table_only_where_channels_can_go() -> None:
+    """Else a file would not fit a network of the same class to which another tensor was attached."""
+
+    class Marked(nn.Sequential):
+        pass
+
+    model, x = Marked(nn.Linear(3, 6), nn.Linear(6, 2)), torch.zeros(1, 3)
+    before = trace(model, x)
+    model.mean, model.std = torch.rand(6), torch.rand(2)
+    after = trace(model, x)
+    assert Names.of(model).constants == {"mean", "std"}
+    assert after.fingerprint() == before.fingerprint() and set(after.axes) == set(dict(model.named_parameters()))

@@ -31,8 +31,10 @@ def filter_sizes(model: nn.Module, table: ChannelTable, size: Callable[[Tensor],
 
     def filters() -> Iterable[tuple[Tensor, Tensor, int]]:
         readers = set(table.readers)
-        for name, tensor in Names.of(model).tensors.items():
-            for dim, vector in enumerate(table.axes[name]):
+        tensors = Names.of(model).tensors
+        for name, axes in table.axes.items():
+            tensor = tensors[name]
+            for dim, vector in enumerate(axes):
                 if tensor.dim() > 1 and (name, dim) not in readers and prunable(vector):
                     yield vector, _sums(size, tensor.detach(), dim), tensor.numel() // len(vector)
 

@@ -22,9 +22,9 @@ class Call:
     out: Any
     labels: Callable[[Any], Labels]
     name_of: Callable[[Any], str | None]
-    """The name of a parameter or buffer, also when seen through transpositions and casts; None for anything else."""
+    """The name of a tensor of the model, also when seen through transpositions and casts; None for anything else."""
     is_stored: Callable[[Tensor], bool]
-    """Whether a tensor is a parameter or a buffer, or computed from such alone."""
+    """Whether a tensor is one of the model, or computed from such alone."""
     place: Place
     module: nn.Module | None = None
     """The module in whose forward the operator runs."""

@@ -27,9 +27,9 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
-    """As `torch.nn.functional.layer_norm`."""
+    """As `torch.nn.functional.layer_norm`, whose memory is contiguous: on that depends how `matmul` goes about it."""
     normal = _standardised(_wide(input), _normalised(input, normalized_shape), eps)
-    return _affine(normal, weight, bias).to(_result(input))
+    return _affine(normal, weight, bias).to(_result(input)).contiguous()
 
 
 def rms_norm(

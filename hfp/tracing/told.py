@@ -95,6 +95,8 @@ def asked(function: str, args: Any) -> list[int]:
     if function == "unflatten" and len(args) > 2:
         axis = args[1] % args[0].dim()
         return [*args[0].shape[:axis], *args[2], *args[0].shape[axis + 1 :]]
+    if function in ("view_as", "reshape_as", "expand_as"):
+        return list(args[1].shape)
     return [n for n in values_in(args[1:]) if isinstance(n, int)]
 
 

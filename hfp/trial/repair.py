@@ -64,12 +64,20 @@ class Repairs:
         self.kept = list(told.values())
         self.trying: dict[tuple[Any, ...], tuple[Misfit, Repair]] = {}
         self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
+        self.apart: list[dict[tuple[Any, ...], tuple[Misfit, Repair]]] = []
+        """What is to be tried again, one after the other, since of what was tried at once something ended the run."""
         self.earlier: set[tuple[Any, ...]] = set()
         """The keys of all misfits so far."""
 
     def next(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
         """Take note of what is still wrong, and choose what to try next. Whether there is anything to try."""
-        self._keep(found, [misfit for misfit in found if misfit.key not in self.earlier])
+        new = [misfit for misfit in found if misfit.key not in self.earlier]
+        tried, before = len(self.trying), len(self.kept)
+        hidden = self._keep(found, new)
+        if hidden or self.apart:
+            self.trying = self.apart.pop() if self.apart else {}
+            return True
+        spoilt = len(self.kept) < before + tried
         self.earlier |= {misfit.key for misfit in found}
         # Where it is known which length does not follow, a repair is no guess: those first. The others may follow them.
         lengths = [misfit for misfit in found if misfit.extent is not None]
@@ -83,7 +91,7 @@ class Repairs:
             self.unscaled |= {misfit.key for misfit in others if misfit.scalings} - scaled
             if self._refuse(found, table):
                 return True
-        return bool(self.trying)
+        return bool(self.trying) or spoilt  # what went wrong for a try that was no help is no reason to pin anything
 
     def _look_for_repairs(self, found: Sequence[Misfit], table: ChannelTable) -> None:
         """For those of the misfits that are new."""
@@ -96,15 +104,25 @@ class Repairs:
         every = {**candidates, **informed}
         self.left |= {key: iter(scalings[key][:MOST] + some[:MOST]) for key, some in every.items()}
 
-    def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> None:
-        """Of what was tried: what is asked for there, or helped while nothing else went wrong for it, or before it."""
+    def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> bool:
+        """Of what was tried: what is asked for there, or helped while nothing else went wrong for it, or before it.
+
+        Whether a guess ended the run before it came to what was to be repaired.
+        """
         wrong = {misfit.key for misfit in found}
+        unseen: dict[str | None, dict[tuple[Any, ...], tuple[Misfit, Repair]]] = defaultdict(dict)
         for key, (tried, repair) in self.trying.items():
+            if not repair.sure and any(misfit.ends and misfit.at < tried.at for misfit in new):
+                unseen[repair.attribute[1] if repair.attribute else None][key] = tried, repair
+                continue
             further = tried.ends and all(misfit.at > tried.at for misfit in new)
             lengths = [misfit for misfit in new if tried.extent is None or not misfit.numbers]  # numbers come later
             alone = not any(_within(misfit.place.module, tried.place.module) for misfit in lengths)
             if repair.sure or (key not in wrong and (further or alone or repair.scaling is not None)):
                 self.kept.append(repair)
+        if len(unseen) > 1:
+            self.apart += unseen.values()
+        return bool(unseen)
 
     def _choice(self, found: Sequence[Misfit]) -> dict[tuple[Any, ...], tuple[Misfit, Repair]]:
         """The next repair of each misfit that has one left."""

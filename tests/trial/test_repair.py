@@ -121,7 +121,11 @@ def test_a_reshape_to_the_width_of_the_input_ties_the_two() -> None:
         h = net.a(x)
         return net.c(net.b(h).reshape(h.shape).relu())
 
-    for forward in (run, mixed):
+    def alike(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x)
+        return net.c(net.b(h).flatten(0, 1).reshape_as(h))
+
+    for forward in (run, mixed, alike):
         model = Net(forward, a=nn.Linear(8, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 2)).double().eval()
         table = trace(model, X)
         (group,) = table.groups
@@ -136,6 +140,29 @@ def test_a_repair_that_does_not_help_is_taken_back() -> None:
     table = trace(model, X)
     assert not table.groups and not table.attributes
     assert model.other == 6
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_a_guess_that_ends_the_run_too_early_is_taken_back(size: int) -> None:
+    """The size of the image is that of the layer, which no attribute says: changed, it stops the forward at once."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        if x.shape[-1] != net.size:
+            raise ValueError("an image of another size")
+        return net.c(net.check(net.b(net.a(x).relu())))
+
+    def checked(net: Net, h: Tensor) -> Tensor:
+        if h.shape[1] != 6:
+            raise ValueError("not 6 channels")
+        return h
+
+    a, b, c = (nn.Conv1d(i, o, 1) for i, o in ((4, 5), (5, 6), (6, 2)))
+    model = Net(run, a=a, b=b, c=c, check=Net(checked), size=size).double().eval()
+    inputs = torch.randn(2, 4, size, dtype=torch.float64)
+    table = trace(model, inputs)
+    assert [(group.width, group.members[0]) for group in table.groups] == [(5, ("a.weight", 0))]
+    assert {row.tensor for row in table.pinned if "not 6 channels" in row.reason} == {"b.weight"}
+    check_cut(model, table, random_keep(table, 0.4, torch.Generator().manual_seed(0)), ((inputs,), {}), 1e-10)
 
 
 def test_which_attribute_is_asked_for_is_found_although_all_are_of_one_size() -> None:
