@@ -289,6 +289,8 @@ def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called], se
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
+    if tensor.layout != torch.strided:
+        return list(range(tensor.dim()))
     strides = tensor.stride()
     return sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
 
