@@ -446,3 +446,14 @@ def weights_from_another_layer() -> Net:
 
     fake = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 6))
     return Net(run, a=nn.Linear(7, 6), fake=fake, b=nn.Linear(6, 4))
+
+
+@specimen(shapes=((2, 5, 3),), least="a norm q/0")
+def normalised_streams_by_a_vector() -> Net:
+    """A layer norm puts memory in order, and PyTorch counts the product of what is not in order otherwise."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x)
+        return net.o((net.norm(torch.stack([h, h.tanh()], 1).transpose(1, 2)) @ net.q).flatten(1))
+
+    return Net(run, a=nn.Linear(3, 6), norm=nn.LayerNorm(6), q=parameter(6), o=nn.Linear(10, 4))

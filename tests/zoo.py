@@ -299,17 +299,6 @@ def pooled_by_a_vector() -> Net:
     return Net(run, a=nn.Linear(3, 6), q=parameter(6), o=nn.Linear(6, 4))
 
 
-@specimen({places("a", "norm", "q/0"): 6}, shapes=((2, 5, 3),))
-def normalised_streams_by_a_vector() -> Net:
-    """A layer norm puts memory in order, and PyTorch counts the product of what is not in order otherwise."""
-
-    def run(net: Net, x: Tensor) -> Tensor:
-        h = net.a(x)
-        return net.o((net.norm(torch.stack([h, h.tanh()], 1).transpose(1, 2)) @ net.q).flatten(1))
-
-    return Net(run, a=nn.Linear(3, 6), norm=nn.LayerNorm(6), q=parameter(6), o=nn.Linear(10, 4))
-
-
 @specimen({places("a", "m/1"): 6, places("m/0 c/0", "o.weight/1"): 5}, shapes=((3,),))
 def vector_by_a_matrix() -> Net:
     run = lambda net, x: net.o(torch.addmv(net.c, net.m, net.a(x)).relu())  # noqa: E731
