@@ -31,14 +31,6 @@ def lstm() -> Net:
     return recurrent(nn.LSTM(6, 5, batch_first=True), 5)
 
 
-@specimen(shapes=ROWS, least="a b.weight/1")
-def lstm_along_another_axis() -> Net:
-    """The channels are its batch: as many rows of the first state, which is zeros, are multiplied as there are left."""
-    return Net(
-        lambda net, x: net.b(net.rnn(net.a(x).mT)[0].mT), a=nn.Linear(7, 6), rnn=nn.LSTM(5, 5), b=nn.Linear(6, 4)
-    )
-
-
 @specimen(shapes=((6, 6, 7),), least=f"{INTO} {HIDDEN}")
 def lstm_alike() -> Net:
     return recurrent(nn.LSTM(6, 6), 6)

@@ -8,7 +8,6 @@ without a weight: there removed channels have to be hidden from the operator its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -235,13 +234,14 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     left, right = call.ids(a, -1), call.ids(b, -2)
     _read(ledger, call, a, left, b, right)
     batch = {axis: batch_labels(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)}
-    rows, columns = _rows(ledger, call, a, -2), call.ids(b, -1)
+    rows, columns = call.ids(a, -2), call.ids(b, -1)
     for ids, weight, x in ((rows, a, b), (columns, b, a)):
         if ids is not None and is_weight(call, weight, x):
             ledger.produced.append(ids)
-    places = (*batch.values(), rows)
-    _count_rows(ledger, call, places, [_read_along(call, a, (b, -2)), (b, -1)])
-    return (*places, columns)
+    fixed = prod(call.out.shape[axis] for axis, ids in batch.items() if ids is None)
+    factors = tuple(ids for ids in batch.values() if ids is not None)
+    count_macs(ledger, call, fixed, [(a, -2), _read_along(call, a, (b, -2)), (b, -1)], factors)
+    return _labels(call.out.dim(), {**batch, -2: rows, -1: columns})
 
 
 def linear(ledger: Ledger, call: Call) -> Labels:
@@ -251,25 +251,14 @@ def linear(ledger: Ledger, call: Call) -> Labels:
     _read(ledger, call, x, call.ids(x, -1), weight, call.ids(weight, 1))
     if made is not None:
         ledger.produced.append(made)
-    places = tuple(_rows(ledger, call, x, axis) for axis in range(x.dim() - 1))
+    places = (call.labels(x) or (None,) * x.dim())[:-1]
     if call.name_of(x) is not None:
         ledger.produced += [ids for ids in places if ids is not None]
     if bias and bias[0] is not None:
         _add_bias(ledger, call, made, bias[0])
-    _count_rows(ledger, call, places, [_read_along(call, x, (weight, 1)), (weight, 0)])
+    rows = [(x, axis) for axis in range(x.dim() - 1)]
+    count_macs(ledger, call, 1, [*rows, _read_along(call, x, (weight, 1)), (weight, 0)])
     return (*places, made)
-
-
-def _rows(ledger: Ledger, call: Call, x: Tensor, axis: int) -> Tensor | None:
-    """The labels of rows that are multiplied. Zeros (a first state) are as many as what they will be added to."""
-    ids = call.ids(x, axis)
-    return ledger.constant(ids) if ids is not None and bool((ids == ANY).all()) else ids
-
-
-def _count_rows(ledger: Ledger, call: Call, places: Sequence[Tensor | None], axes: list[tuple[Tensor, int]]) -> None:
-    """Multiply-adds of a product whose output has these labels before its last axis."""
-    fixed = prod(length for length, ids in zip(call.out.shape, places, strict=False) if ids is None)
-    count_macs(ledger, call, fixed, axes, tuple(ids for ids in places if ids is not None))
 
 
 def matrix_vector(ledger: Ledger, call: Call) -> Labels:
