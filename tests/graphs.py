@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,19 @@ def convolved_by_the_product_of_sparse_matrices() -> Net:
 @specimen(shapes=((5, 3),), least=CONVOLVED)
 def convolved_by_an_operator() -> Net:
     return convolved(lambda matrix, x: matrix @ x, adjacency())
+
+
+@specimen(shapes=((5, 3),), least=CONVOLVED)
+def convolved_on_paths_of_two_edges() -> Net:
+    """As in a graph U-Net, which finds them by a product of sparse matrices: a result of a layout without strides."""
+
+    def product(matrix: Tensor, x: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's own, that these are in beta
+            sparse = matrix.to_sparse_csr()
+            return torch.sparse.mm(sparse @ sparse, x)
+
+    return convolved(product, adjacency().to_dense())
 
 
 @specimen(shapes=((5, 3),), least=CONVOLVED)
