@@ -125,6 +125,7 @@ def run(subject: Subject, ptflops: bool) -> Run:
     except NeedsValues:
         if not subject.names.tensors:
             raise
+        _runs(subject)  # what its code computes but once (positions behind an `lru_cache`) is not to tell runs apart
         return _run(subject, ptflops, real=True)
 
 

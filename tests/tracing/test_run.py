@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -200,3 +201,20 @@ def test_what_runs_only_where_nobody_watches_is_told_so() -> None:
     ):
         trace(net, X)
     assert snapshot(net) == before
+
+
+def test_what_code_computes_but_once_does_not_tell_runs_apart() -> None:
+    """The first run reads one number more off a tensor than those after it."""
+
+    @cache
+    def offset(device: torch.device) -> int:
+        return int(torch.tensor(3, device=device).item())
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x) if net.training else net.a(x).relu()
+        start = offset(h.device)
+        length = int((h.abs().sum() > -1).sum().item()) + 4
+        return net.b(h[:, :, start - 3 : length].reshape(len(h), -1, length, h.shape[3]))
+
+    model = Net(run, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 4, 1))
+    assert [group.width for group in trace(model, X).groups] == [6]
