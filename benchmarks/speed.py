@@ -334,7 +334,10 @@ def _on_meta(network: Network) -> tuple[Tensor, ...]:
 
 
 def peak_memory(work: Callable[[], Any]) -> tuple[int | None, Any]:
-    """By how many bytes the memory of this process grew at most while `work` ran (Linux only), and what it gave."""
+    """By how many bytes the memory of this process grew at most while `work` ran (Linux only), and what it gave.
+
+    What an earlier allocation left in the heap is used again without growth: measure in a new process.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
         before = _status("VmRSS")

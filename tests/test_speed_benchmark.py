@@ -56,8 +56,13 @@ def test_networks_are_timed_in_turns() -> None:
     assert [name for name, _ in turns] == ["small", "other"] * 2 and all(seconds > 0 for _, seconds in turns)
 
 
+def sends_its_peak(send: Callable[[Any], None]) -> None:
+    send(speed.peak_memory(lambda: torch.ones(2**25).numel()))
+
+
 def test_peak_memory_sees_what_is_given_back() -> None:
-    peak, size = speed.peak_memory(lambda: torch.ones(2**25).numel())
+    # in a process of its own: the heap of this one may hold as much that was given back and is used again
+    ((peak, size),) = speed.in_a_process(sends_its_peak, **LIMITS)
     assert size == 2**25
     assert peak is None or 1.2e8 < peak < 3e8  # 2**25 floats are 1.34e8 bytes
 
