@@ -10,11 +10,11 @@ import dis
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import attrgetter
-from types import FunctionType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hfp.code import codes, functions_in
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,11 @@ def _made_later(kind: type) -> frozenset[str]:
     own = [
         entry for base in kind.__mro__ if not base.__module__.startswith("torch.nn.") for entry in vars(base).items()
     ]
-    methods = [part for name, value in own if name != "__init__" for part in _functions(value)]
-    steps = (step for method in methods for step in dis.get_instructions(method))
+    methods = [method for name, value in own if name != "__init__" for method in functions_in(value)]
+    steps = (step for method in methods for code in codes(method.__code__) for step in dis.get_instructions(code))
     return frozenset(step.argval for step in steps if step.opname == "STORE_ATTR") | {
         name for name, value in own if isinstance(value, cached_property)
     }
-
-
-def _functions(value: Any) -> list[FunctionType]:
-    """A method, what decorators have wrapped, the functions of a property."""
-    parts = [getattr(value, name, None) for name in ("__wrapped__", "fget", "fset", "func")]
-    inside = [function for part in parts if part is not None for function in _functions(part)]
-    return [value, *inside] if isinstance(value, FunctionType) else inside
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:

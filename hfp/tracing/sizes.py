@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dis
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from functools import cache, partial
+from collections.abc import Iterable
+from functools import cache
 from itertools import takewhile
-from types import CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
+from types import CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hfp.code import codes, functions_in
 from hfp.rules.mixers import MIXERS
 from hfp.rules.norms import NORMS
 from hfp.rules.pointwise import FACTORIES, POINTWISE
@@ -79,17 +80,17 @@ def reads_widths(model: nn.Module, attributes: Iterable[str]) -> bool:
         if function in seen or _is_torch(function.__module__ or ""):
             continue
         seen.add(function)
-        for code in _codes(function.__code__):
+        for code in codes(function.__code__):
             if not widths.isdisjoint(code.co_names):
                 return True
             files = [function.__globals__.get(name) for name in code.co_names]
             for name in code.co_names:
                 todo += methods.get(name, ()) if name != "__init__" else ()
-                todo += _functions_in(function.__globals__.get(name))
+                todo += functions_in(function.__globals__.get(name))
                 for file in files:
                     if isinstance(file, ModuleType) and not _is_torch(file.__name__):
-                        todo += _functions_in(getattr(file, name, None))
-        todo += [inner for cell in function.__closure__ or () for inner in _functions_in(_contents(cell))]
+                        todo += functions_in(getattr(file, name, None))
+        todo += [inner for cell in function.__closure__ or () for inner in functions_in(_contents(cell))]
     return False
 
 
@@ -106,7 +107,7 @@ def _methods(model: nn.Module) -> dict[str, list[FunctionType]]:
         for name, value in entries.items():
             nothing = type(value) in _DATA or name in _NO_CODE or (isinstance(value, dict) and not value)
             if not nothing:
-                known[name] += _functions_in(value)
+                known[name] += functions_in(value)
     return known
 
 
@@ -114,30 +115,8 @@ def _is_torch(name: str) -> bool:
     return name == "builtins" or name.partition(".")[0] == "torch"
 
 
-def _functions_in(value: Any) -> list[FunctionType]:
-    """A function; that of a method, a property, a decorator or a partial call; those in a list or dict."""
-    if isinstance(value, FunctionType):
-        return [value, *_functions_in(getattr(value, "__wrapped__", None))]
-    if isinstance(value, (list, tuple)):
-        return [function for entry in value for function in _functions_in(entry)]
-    if isinstance(value, dict):
-        return _functions_in(list(value.values()))
-    if isinstance(value, (MethodType, property, partial, staticmethod, classmethod)):
-        inside = [getattr(value, part, None) for part in ("__func__", "fget", "func")]
-        return [function for part in inside for function in _functions_in(part)]
-    return []
-
-
 def _contents(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # still empty
         return None
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """The code of a function, and of what is defined in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -110,7 +111,18 @@ class ReadingLater(Reading):
         return self.a(x) * self.scale
 
 
+@functools.lru_cache
+def cached_width(layer: nn.Conv2d) -> int:
+    return layer.out_channels
+
+
+class ReadingThroughACache(Reading):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) * cached_width(self.a)
+
+
 def test_only_what_a_forward_may_call_is_looked_at() -> None:
+    assert reads_widths(ReadingThroughACache(), [])
     assert not reads_widths(Reading(), [])
     assert reads_widths(ReadingLater(), [])
     assert reads_widths(Reading(), ["a"]), "whatever attribute changes"
