@@ -165,6 +165,27 @@ def test_a_guess_that_ends_the_run_too_early_is_taken_back(size: int) -> None:
     check_cut(model, table, random_keep(table, 0.4, torch.Generator().manual_seed(0)), ((inputs,), {}), 1e-10)
 
 
+def test_of_several_guesses_only_the_one_that_ends_the_run_is_taken_back() -> None:
+    """Two modules add 0, as long as an attribute follows the width; one of them is the size of the image, too."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        if x.shape[-1] != net.second.size:
+            raise ValueError("an image of another size")
+        return net.c(net.second(net.b(net.first(net.a(x).relu()))))
+
+    def nothing(attribute: str) -> Net:
+        return Net(lambda net, h: h + (int(str(h.shape[1])) - getattr(net, attribute)))
+
+    a, b, c = (nn.Conv1d(i, o, 1) for i, o in ((4, 6), (6, 6), (6, 2)))
+    model = Net(run, a=a, b=b, c=c, first=nothing("width"), second=nothing("size")).double().eval()
+    model.first.width = model.second.size = 6
+    inputs = torch.randn(2, 4, 6, dtype=torch.float64)
+    table = trace(model, inputs)
+    assert [group.members[0] for group in table.groups] == [("a.weight", 0)]
+    assert set(table.attributes) == {("first", "width")}
+    check_cut(model, table, random_keep(table, 0.4, torch.Generator().manual_seed(0)), ((inputs,), {}), 1e-10)
+
+
 def test_which_attribute_is_asked_for_is_found_although_all_are_of_one_size() -> None:
     """4 heads of 4, 4 of which are said to be something else."""
     attention = InAList(sizes=[4, 4], heads=4, width=4)
