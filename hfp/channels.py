@@ -19,6 +19,7 @@ from torch import Tensor
 from hfp.cost import Cost, Factor, build
 from hfp.groups import Group, grouped
 from hfp.labels import FIXED, Ledger, Place, extended, prunable, unique_rows
+from hfp.names import Names
 from hfp.resolve import Numbering, resolve
 from hfp.tracing.operands import Operand
 
@@ -93,8 +94,8 @@ class ChannelTable:
         return table_text(self)
 
 
-def build_table(ledger: Ledger, operands: list[Operand], parameters: list[str], inputs: dict[str, Any]) -> ChannelTable:
-    """The table that a ledger amounts to. `parameters`: names of the tensors that count as parameters."""
+def build_table(ledger: Ledger, operands: list[Operand], names: Names, inputs: dict[str, Any]) -> ChannelTable:
+    """The table that a ledger amounts to."""
     numbering = resolve(ledger)
     count, products = numbering.channels, numbering.products
     of = torch.cat([numbering.of, torch.tensor([FIXED, FIXED])])  # ANY and FIXED look up the last two entries
@@ -117,8 +118,10 @@ def build_table(ledger: Ledger, operands: list[Operand], parameters: list[str], 
 
     hidden = [replace(operand, channels=of[operand.channels]) for operand in operands]
     attributes = {where: of[ids] for where, ids in ledger.attributes.items()}
+    # Constants that stay whole are no part of what makes the network this one: a table, a mask may come at any time.
+    idle = {name for name in names.constants if free.isdisjoint(row.number[id(ids)] for ids in ledger.axes[name])}
     return ChannelTable(
-        axes=row.by_name(ledger),
+        axes={name: own for name, own in row.by_name(ledger).items() if name not in idle},
         products=products,
         groups=grouped(row.channels, row.axis, row.places, count, products, of[torch.cat([_EMPTY, *ledger.wide])]),
         pinned=_pinned(row, ledger, numbering),
@@ -126,7 +129,7 @@ def build_table(ledger: Ledger, operands: list[Operand], parameters: list[str], 
         operands=tuple(operand for operand in hidden if prunable(operand.channels)),
         attributes={where: channels for where, channels in attributes.items() if prunable(channels)},
         macs=cost((term.coefficient, term.factors) for term in ledger.macs),
-        params=cost((1, ledger.axes[name]) for name in parameters),
+        params=cost((1, ledger.axes[name]) for name in names.parameters),
         ptflops=None if ledger.ptflops is None else cost((term.coefficient, term.factors) for term in ledger.ptflops),
         notes=tuple(ledger.notes),
         inputs=inputs,

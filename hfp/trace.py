@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 
 from hfp.channels import ChannelTable, build_table
 from hfp.inputs import arguments, describe
-from hfp.labels import Ledger, Place, prunable
+from hfp.labels import Ledger, Place
 from hfp.names import Names
 from hfp.tracing.run import Subject, run, uncollected
 from hfp.trial.misfit import pins_of
@@ -59,7 +58,7 @@ def _trace(subject: Subject, ignore: Ignored, ptflops: bool) -> ChannelTable:
     repairs = Repairs(subject, seen)
 
     def table() -> ChannelTable:
-        return build_table(repairs.applied(), repairs.operands(), subject.names.parameters, described)
+        return build_table(repairs.applied(), repairs.operands(), subject.names, described)
 
     found = misfits(subject, last := table(), seen, any_will_do=bool(repairs.kept))
     if found and repairs.kept:  # what the labelled runs told is not enough: then one after the other, where it is asked
@@ -77,9 +76,7 @@ def _trace(subject: Subject, ignore: Ignored, ptflops: bool) -> ChannelTable:
             repairs.kept = with_it
         else:
             last = without
-    # Other constants are no part of what makes the network this one: a table, a mask may be put there at any time.
-    axes = {n: own for n, own in last.axes.items() if n not in subject.names.constants or any(map(prunable, own))}
-    return replace(last, axes=axes)
+    return last
 
 
 def ignored_modules(model: nn.Module, ignore: Ignored) -> list[str]:
