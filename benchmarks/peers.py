@@ -135,7 +135,7 @@ def check_same(theirs: nn.Module, ours: nn.Module) -> None:
 
 def frozen(net: hfp.GatedModel, keep: Tensor) -> hfp.GatedModel:
     """`net` at the end of its schedule, with these channels."""
-    net.keep = keep.to(net.keep.device)
+    net.keep = keep
     net.step.fill_(net.steps)
     return net
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,13 +30,19 @@ from hfp.tracing.operands import Operand, hide
 from hfp.tracing.position import Position, Site
 
 
-class Readers(nn.Module):
-    """What reads prunable channels in a model, and the channels it reads: weights, and operands of functions."""
+@dataclass(frozen=True)
+class _Ids:
+    """Channels by their numbers: those that make up products, those that each weight reads, those of each operand."""
 
     products: Tensor
+    columns: list[Tensor]
+    hidden: list[Tensor]
+
+
+class Readers:
+    """What reads prunable channels in a model, and the channels it reads: weights, and operands of functions."""
 
     def __init__(self, model: nn.Module, table: ChannelTable) -> None:
-        super().__init__()
         every = Names.of(model)
         self.names = every.modules
         names: dict[str, list[str]] = {}
@@ -43,24 +50,30 @@ class Readers(nn.Module):
             names.setdefault(name, []).append(alias)
         self.places = [(name, dim, tuple(names[name])) for name, dim in table.readers]
         self.operands = table.operands
-        self.register_buffer("products", table.products, persistent=False)
-        for number, (name, dim, _) in enumerate(self.places):
-            self.register_buffer(f"channels{number}", table.axes[name][dim], persistent=False)
-        for number, operand in enumerate(self.operands):
-            self.register_buffer(f"hidden{number}", operand.channels, persistent=False)
+        columns = [table.axes[name][dim] for name, dim in table.readers]
+        self._ids = {torch.device("cpu"): _Ids(table.products, columns, [o.channels for o in self.operands])}
         self.at = {training: _by_site(self.operands, training) for training in (True, False)}
         self.opened = {operand.site.inside for operand in self.operands}
 
+    def ids(self, device: torch.device) -> _Ids:
+        """Those on this device. They are no buffers: an average of a network would average its buffers."""
+        if device not in self._ids:
+            own = self._ids[torch.device("cpu")]
+            columns, hidden = ([ids.to(device) for ids in some] for some in (own.columns, own.hidden))
+            self._ids[device] = _Ids(own.products.to(device), columns, hidden)
+        return self._ids[device]
+
     def gated(self, model: nn.Module, gates: Tensor, frozen: bool = False) -> dict[str, Tensor]:
         """Name -> weight times the gates (channels,) of what it reads, under every name that the weight has."""
-        every = extended(gates, self.products)
+        ids = self.ids(gates.device)
+        every = extended(gates, ids.products)
         found: dict[str, Tensor] = {}
         for number, (name, dim, names) in enumerate(self.places):
             weight = found.get(name)
             if weight is None:
                 weight = tensor_of(model, name)
                 weight = weight.detach() if frozen else weight
-            columns = every[getattr(self, f"channels{number}")].to(weight)
+            columns = every[ids.columns[number]].to(weight)
             found.update(
                 dict.fromkeys(names, weight * columns.reshape([-1 if d == dim else 1 for d in range(weight.dim())]))
             )
@@ -108,7 +121,8 @@ class _Hiding(TorchFunctionMode):
         numbers = self.readers.operands_at(site, self.training)
         if numbers:
             operands = [self.readers.operands[number] for number in numbers]
-            gates = [self.gates[getattr(self.readers, f"hidden{number}")] for number in numbers]
+            ids = self.readers.ids(self.gates.device)
+            gates = [self.gates[ids.hidden[number]] for number in numbers]
             args, kwargs = hide(operands, gates, args, kwargs)
         return func(*args, **kwargs)
 
@@ -122,7 +136,7 @@ class _Gated(nn.Module):
         tensors = _still(model) if frozen else {}
         tensors.update(readers.gated(model, gates, frozen))
         self.tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        self.hidden = extended(gates, readers.products)
+        self.hidden = extended(gates, readers.ids(gates.device).products)
 
     def run(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(self, self.tensors, (position, function, *args), kwargs, tie_weights=False)

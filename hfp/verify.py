@@ -86,7 +86,7 @@ class Proof:
         first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
         self.dtype, self.device = first.dtype, first.device
         self.model, self.table, self.arguments = model, table, placed(arguments, self.device)
-        self.readers = gates.Readers(model, table).to(self.device) if readers is None else readers
+        self.readers = gates.Readers(model, table) if readers is None else readers
         self.ignored, self.chance = ignored, chance
         self.tolerance = surgery.TOLERANCE.get(self.dtype, 1e-4) if tolerance is None else tolerance
 

@@ -17,7 +17,7 @@ from hfp.threshold import smallest, threshold
 from hfp.trace import Ignored, ignored_modules, trace
 from hfp.verify import Proof, random_keeps
 
-STOPPED = -1  # in place of the number of steps taken
+STOPPED = 2**62  # in place of the number of steps taken; an average of both is still more steps than anybody takes
 CUTS, MANY_CUTS = 2, 5  # random cuts that `wrap` tries by default, and where it is told to verify
 VERIFIED_BY_DEFAULT = 50_000_000  # parameters up to which `wrap` proves on real numbers that gating equals removing
 
@@ -30,7 +30,7 @@ class GatedModel(nn.Module):
     """
 
     gates: nn.Parameter
-    keep: Tensor
+    live: Tensor
     step: Tensor
 
     def __init__(
@@ -57,15 +57,28 @@ class GatedModel(nn.Module):
         self.counter = counter
         self._arguments = arguments
         device = next(model.parameters()).device
-        self._readers = gates.Readers(model, table).to(device)
+        self._readers = gates.Readers(model, table)
         self.gates = nn.Parameter(torch.zeros(table.channels, device=device), requires_grad=method.learns)
-        self.register_buffer("keep", torch.ones(table.channels, dtype=torch.bool, device=device))
+        self.register_buffer("live", torch.ones(table.channels, device=device))
         self.register_buffer("step", torch.zeros((), dtype=torch.long, device=device))
         for name, buffer in method.buffers(table).items():
             self.register_buffer(name, buffer.to(device))
         self._priced: tuple[Tensor, int, Tensor] | None = None
         self._dtype = _precision(model)  # that the example inputs suit
         self.train(model.training)
+
+    @property
+    def keep(self) -> Tensor:
+        """(channels,) bool: which channels are live; in a running average of networks, those that mostly were.
+
+        Its buffer is `live`, in floating point, because what averages buffers knows nothing else.
+        """
+        return self.live > 0.5
+
+    @keep.setter
+    def keep(self, keep: Tensor) -> None:
+        # A new tensor, not an in-place change: the graph of this step's forward still holds the old one.
+        self.live = keep.to(self.live)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.method.forward is not None:
@@ -92,8 +105,7 @@ class GatedModel(nn.Module):
             self.step += 1
             share = self.method.share(int(self.step), self.steps)
             if share != before:
-                # A new tensor, not an in-place change: the graph of this step's forward still holds the old one.
-                self.keep = self._chosen(share).to(self.keep.device)
+                self.keep = self._chosen(share)
         if self.method.penalty is not None and torch.is_grad_enabled():
             return self.method.penalty(self).float()
         return self.gap(self.keep).float()
@@ -112,14 +124,14 @@ class GatedModel(nn.Module):
 
     @property
     def stopped(self) -> bool:
-        return int(self.step) == STOPPED
+        return int(self.step) > 2**40
 
     @torch.compiler.disable
     def price(self) -> Tensor:
         """(channels,) by how much the complexity loss falls with each channel; reckoned anew when others are live."""
-        if self._priced is None or self._priced[0] is not self.keep or self._priced[1] != self.keep._version:
+        if self._priced is None or self._priced[0] is not self.live or self._priced[1] != self.live._version:
             live = self.keep.double().requires_grad_()
-            self._priced = (self.keep, self.keep._version, torch.autograd.grad(self.gap(live), live)[0])
+            self._priced = (self.live, self.live._version, torch.autograd.grad(self.gap(live), live)[0])
         return self._priced[2]
 
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:

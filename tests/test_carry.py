@@ -152,12 +152,13 @@ def test_schedulers_go_on(name: str, gates_first: bool) -> None:
     assert len(scheduler.get_last_lr()) == 1
 
 
+@pytest.mark.parametrize("buffers", [False, True])
 @pytest.mark.parametrize("whole", [True, False], ids=["of the gated network", "of the model in it"])
-def test_averaged_weights_go_on(whole: bool) -> None:
+def test_averaged_weights_go_on(whole: bool, buffers: bool) -> None:
     """One run with the gates left in, one compacted: the same averages, which can be saved."""
     net, optimizer = trained(OPTIMIZERS["SGD with momentum"])
     average = swa_utils.get_ema_multi_avg_fn(0.9)
-    ema = swa_utils.AveragedModel(net if whole else net.model, multi_avg_fn=average, use_buffers=False)
+    ema = swa_utils.AveragedModel(net if whole else net.model, multi_avg_fn=average, use_buffers=buffers)
     for number in range(STEPS, STEPS + 2):
         step(net, optimizer, number, net.complexity_loss)
         ema.update_parameters(net if whole else net.model)

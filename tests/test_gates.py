@@ -69,7 +69,6 @@ def test_the_model_is_not_touched() -> None:
     before = model.b.weight
     gates.gated_forward(model, gates.Readers(model, table), torch.zeros(6, dtype=torch.float64), x)
     assert model.b.weight is before and bool(before.any())
-    assert list(gates.Readers(model, table).state_dict()) == []
 
 
 @pytest.mark.parametrize("name", ["module_with_two_names", "module_called_twice", "tied_weights", "chain"])

@@ -13,11 +13,12 @@ from exactness import check_exact, fits
 from promises import call, measured, relative_difference, snapshot
 from specimen import Specimen
 from torch import Tensor, nn
+from torch.optim import swa_utils
 from zoo import ZOO
 
 import hfp
 import models
-from hfp import inputs
+from hfp import inputs, surgery
 
 PRUNABLE = [specimen for specimen in ZOO.values() if specimen.groups]
 SMALL = ("chain", "residual", "squeeze_and_excite", "flattened", "auxiliary_head", "keyword_inputs", "dense_block")
@@ -316,6 +317,28 @@ def test_what_happens_between_two_steps_changes_no_step() -> None:
     assert torch.equal(net.keep, alone.keep) and torch.equal(average.keep, alone.keep)
     for each in (net, average):
         assert_compact_is_exact(each)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("name", ["ema", "swa"])
+def test_an_average_of_all_buffers_is_a_gated_network_too(name: str, stops: bool) -> None:
+    """As is usual beside batch norms: nothing that only makes sense as a whole number may be in them."""
+    mean = swa_utils.get_ema_avg_fn(0.8) if name == "ema" else swa_utils.get_swa_avg_fn()
+    net, optimizer = wrapped()
+    both = swa_utils.AveragedModel(net, avg_fn=mean, use_buffers=True)
+    for step in range(3 * STEPS):
+        train(net, optimizer, step, step + 1)
+        both.update_parameters(net)
+        if stops and step == STEPS // 2:
+            net.stop()
+    average = both.module
+    assert torch.equal(average.keep, net.keep) and not bool(net.keep.all())
+    assert average.stopped == stops and average.complexity_loss() == 0.0
+    assert not torch.equal(average.model[0].weight, net.model[0].weight)
+    average.eval()
+    small = surgery.compact(average.model, average.table, net.keep)
+    assert relative_difference(average(X), small(X)) < 1e-5
+    assert torch.equal(average.compact().hfp_record.keep, net.keep)  # type: ignore[union-attr, arg-type]
 
 
 def test_gradients_may_be_accumulated_and_scaled() -> None:

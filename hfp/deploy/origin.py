@@ -159,7 +159,7 @@ def of_training(path: str | Path, wanted: Wanted) -> Outcome:
         return Outcome(said, dense, None, small.eval(), notes)
     gated = gates_of(state, dense, path, wanted)
     small = gated.eval().compact()
-    gated.keep.copy_(checkpoint.record_of(small).keep)
+    gated.keep = checkpoint.record_of(small).keep
     return Outcome(said, dense, gated, small.eval(), notes)
 
 
@@ -218,7 +218,7 @@ def of_dense(path: str | Path, wanted: Wanted, kind: str | None) -> Outcome:
         ignore=wanted.ignore, round_to=wanted.round_to or 1, method=method,
     )  # fmt: skip
     small = gated.eval().compact()
-    gated.keep.copy_(checkpoint.record_of(small).keep)
+    gated.keep = checkpoint.record_of(small).keep
     notes = {"model": wanted.model, "seed": wanted.seed, "weights": Path(path).name}
     averaged = "averaged " if wanted.use_ema else ""
     return Outcome(f"{averaged}dense weights of {wanted.model}; cut by {method}", network.model, gated, small, notes)

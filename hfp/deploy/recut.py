@@ -57,7 +57,7 @@ def recut(
     scores = net.method.scores(net).detach()
     keep = threshold(scores, net.table, [(each.cost, each.target) for each in net.budgets], round_to=round_to)
     keep = rounded(keep, scores, net.table, round_to)
-    net.keep.copy_(keep)
+    net.keep = keep
     net.stop()
     smaller = net.compact()
     composed = compose(table, record.keep, net.table, keep)
