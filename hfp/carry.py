@@ -135,15 +135,16 @@ def _fits(value: Tensor, parameter: Tensor) -> bool:
 
 
 def _schedulers(scheduler: Any, optimizer: torch.optim.Optimizer) -> list[Any]:
-    """Every scheduler that was given, and those within them."""
+    """Every scheduler that was given, those within them, and those that wrappers hold (Accelerate's, Lightning's)."""
     if scheduler is None:
         return []
     if isinstance(scheduler, (list, tuple)):
         return [each for one in scheduler for each in _schedulers(one, optimizer)]
     own = getattr(scheduler, "optimizer", optimizer)  # a chain of schedulers may have none of its own
-    if own is not optimizer:
+    if own.param_groups is not optimizer.param_groups:  # an optimizer may be in a wrapper, too
         raise ValueError(f"this {type(scheduler).__name__} belongs to another optimizer than the one that is given")
-    return [scheduler, *_schedulers(list(getattr(scheduler, "_schedulers", ())), optimizer)]
+    within = [*getattr(scheduler, "_schedulers", ()), getattr(scheduler, "scheduler", None)]
+    return [scheduler, *_schedulers(within, optimizer)]
 
 
 def _shortened(scheduler: Any, left: Sequence[int]) -> Change:

@@ -152,6 +152,33 @@ def test_schedulers_go_on(name: str, gates_first: bool) -> None:
     assert len(scheduler.get_last_lr()) == 1
 
 
+class WrappedOptimizer(torch.optim.Optimizer):
+    """As Accelerate hands out what it has prepared."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)  # type: ignore[assignment]
+    state = property(lambda self: self.optimizer.state)  # type: ignore[assignment]
+
+
+class WrappedScheduler:
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+
+def test_wrapped_optimizers_and_schedulers_go_on() -> None:
+    net, optimizer = trained(torch.optim.Adam)
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda t: 0.5**t)
+    small = net.compact(optimizer=WrappedOptimizer(optimizer), scheduler=WrappedScheduler(scheduler))
+    step(small, optimizer, STEPS, None)
+    scheduler.step()
+    assert scheduler.get_last_lr() == [0.005]
+    net, optimizer = trained(torch.optim.SGD)
+    with pytest.raises(ValueError, match="LambdaLR belongs to another optimizer"):
+        net.compact(optimizer=WrappedOptimizer(optimizer), scheduler=WrappedScheduler(scheduler))
+
+
 @pytest.mark.parametrize("buffers", [False, True])
 @pytest.mark.parametrize("whole", [True, False], ids=["of the gated network", "of the model in it"])
 def test_averaged_weights_go_on(whole: bool, buffers: bool) -> None:
