@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from hfp.trace import Ignored, ignored_modules, trace
 from hfp.verify import Proof, random_keeps
 
 STOPPED = 2**62  # in place of the number of steps taken; an average of both is still more steps than anybody takes
+SURELY_TRAINED = 32  # steps after which gates have changed, even if gradients of several steps are added up
 CUTS, MANY_CUTS = 2, 5  # random cuts that `wrap` tries by default, and where it is told to verify
 VERIFIED_BY_DEFAULT = 50_000_000  # parameters up to which `wrap` proves on real numbers that gating equals removing
 
@@ -101,9 +103,11 @@ class GatedModel(nn.Module):
         live channels stay as they are, and the loss is 0. Some methods add a penalty of theirs.
         """
         if self.training and self.progress < 1.0:
-            before = self.method.share(int(self.step), self.steps)
+            step = int(self.step) + 1
             self.step += 1
-            share = self.method.share(int(self.step), self.steps)
+            if step == SURELY_TRAINED:
+                self._warn_of_idle_gates()
+            before, share = (self.method.share(taken, self.steps) for taken in (step - 1, step))
             if share != before:
                 self.keep = self._chosen(share)
         if self.method.penalty is not None and torch.is_grad_enabled():
@@ -217,6 +221,15 @@ class GatedModel(nn.Module):
         scores = torch.where(keep, scores, 2 * scores.min() - scores.max() - 1.0)
         chosen = threshold(scores, self.table, limits, round_to=self.round_to)
         return chosen if share == 1.0 else chosen & keep
+
+    def _warn_of_idle_gates(self) -> None:
+        trained = self.method.gate is not None or self.method.forward is not None
+        if trained and not bool(self.gates.any()):
+            warnings.warn(
+                f"no gate has changed in {SURELY_TRAINED} steps, so channels are judged by the size of their filters; "
+                "give the gates to an optimizer: torch.optim.SGD(net.param_groups(lr=0.05), momentum=0.9)",
+                stacklevel=3,
+            )
 
     def _scores(self) -> Tensor:
         """(channels,) float64 on the CPU: what the method says."""

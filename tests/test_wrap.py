@@ -341,6 +341,17 @@ def test_an_average_of_all_buffers_is_a_gated_network_too(name: str, stops: bool
     assert torch.equal(average.compact().hfp_record.keep, net.keep)  # type: ignore[union-attr, arg-type]
 
 
+def test_gates_that_no_optimizer_trains_are_told_of() -> None:
+    net, _ = wrapped(steps=100)
+    optimizer = torch.optim.SGD(net.model.parameters(), lr=0.01)
+    train(net, optimizer, 0, 31)
+    with pytest.warns(UserWarning, match=r"no gate has changed in 32 steps.*net\.param_groups"):
+        train(net, optimizer, 31, 32)
+    train(net, optimizer, 32, 100)  # once
+    assert net.progress == 1.0 and net.macs() <= 0.4 * net.dense_macs
+    train(*wrapped(steps=100, method="slimming"), 0, 40)  # has none that learn
+
+
 def test_gradients_may_be_accumulated_and_scaled() -> None:
     """Two forwards in one step, and a loss scale, as mixed precision uses it."""
     net, optimizer = wrapped()
