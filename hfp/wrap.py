@@ -82,6 +82,17 @@ class GatedModel(nn.Module):
         # A new tensor, not an in-place change: the graph of this step's forward still holds the old one.
         self.live = keep.to(self.live)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name == "model" or not hasattr(self.model, name):
+                raise
+            raise AttributeError(
+                f"{error}; the model has: net.model.{name}. What is called there has no gates, only net(...) has them; "
+                f"to train through it, wrap a module whose forward calls model.{name}"
+            ) from None
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.method.forward is not None:
             return self.method.forward(self, args, kwargs)

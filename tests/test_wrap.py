@@ -341,6 +341,16 @@ def test_an_average_of_all_buffers_is_a_gated_network_too(name: str, stops: bool
     assert torch.equal(average.compact().hfp_record.keep, net.keep)  # type: ignore[union-attr, arg-type]
 
 
+def test_what_only_the_model_has_is_told_of() -> None:
+    net, _ = wrapped()
+    net.model.encode = net.model[0].forward
+    with pytest.raises(AttributeError, match=r"no attribute 'encode'; the model has: net\.model\.encode\. .* no gates"):
+        net.encode(X)
+    with pytest.raises(AttributeError, match=r"no attribute 'decode'$"):
+        net.decode(X)
+    assert not hasattr(net, "encode") and not hasattr(hfp.GatedModel.__new__(hfp.GatedModel), "model")
+
+
 def test_gates_that_no_optimizer_trains_are_told_of() -> None:
     net, _ = wrapped(steps=100)
     optimizer = torch.optim.SGD(net.model.parameters(), lr=0.01)
