@@ -61,6 +61,13 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
     """
     keep = keep.detach().cpu()
     _check(table, keep)
+    if (shard := sharded(model)) is not None:
+        raise ValueError(
+            f"{shard} is spread over processes (fully_shard), and a cut needs it whole; gather the gated network's "
+            "state, state = torch.distributed.checkpoint.state_dict.get_model_state_dict(net, "
+            "options=StateDictOptions(full_state_dict=True)), and compact a network that is not spread: "
+            "net = hfp.wrap(...) of the plain model, net.load_state_dict(state), net.compact()"
+        )
     stays = table.extended(keep)
     names = Names.of(model)
     lives = lives_of(table, stays)
@@ -72,6 +79,11 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
         small = copied(model, memo)
     resize(small, table, stays, {alias: left[name] for alias, name in names.aliases.items() if name in left})
     return small
+
+
+def sharded(model: nn.Module) -> str | None:
+    """The name of a parameter of which every process has a part, if there is one."""
+    return next((name for name, tensor in model.named_parameters() if hasattr(tensor, "full_tensor")), None)
 
 
 def lives_of(table: ChannelTable, stays: Tensor) -> dict[str, list[Tensor | None]]:

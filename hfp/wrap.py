@@ -363,6 +363,10 @@ def _check_model(model: nn.Module, target_macs: Any, target_params: Any) -> None
         )
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ValueError(f"the model is in {name}; wrap the plain one first: {name}(hfp.wrap(model.module, ...))")
+    if surgery.sharded(model) is not None:
+        raise ValueError(
+            f"{name} is spread over processes; wrap the plain one first: fully_shard(hfp.wrap(model, ...))"
+        )
     if target_macs is None and target_params is None:
         raise ValueError(
             "no target given; for 40 % of the multiply-adds: hfp.wrap(model, example_inputs, target_macs=0.4)"

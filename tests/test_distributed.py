@@ -17,10 +17,14 @@ METHODS = ("hfp", "taylor", "ggp", "uniform")
 STEPS = 6
 
 
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
+
+
 def trained(method: str, rank: int | None) -> dict[str, Tensor]:
     """The state after a schedule and two steps more; on one half of every batch for a rank, else on all of it."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+    model = network().double()
     net = hfp.wrap(model, torch.zeros(1, 8, dtype=torch.double), target_macs=0.4, steps=STEPS, method=method)
     called = net if rank is None else nn.parallel.DistributedDataParallel(net)
     optimizer = torch.optim.SGD(net.param_groups(lr=0.1), momentum=0.9)
@@ -53,6 +57,49 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         # A gate that learns sums squares of gradients, which are others where a batch is halved.
         if not hfp.methods.METHODS[method].learns:
             torch.testing.assert_close(states[0], trained(method, None), rtol=1e-9, atol=1e-12)
+
+
+def shard(rank: int, folder: str) -> None:
+    """Trains a network of which each of two processes has half, and compacts what is gathered from both."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/met", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    with pytest.raises(ValueError, match=r"spread over processes; .* fully_shard\(hfp.wrap"):
+        hfp.wrap(fully_shard(network(), mesh=mesh), torch.zeros(1, 8), target_macs=0.4)
+    net = hfp.wrap(network(), torch.zeros(1, 8), target_macs=0.4, steps=10)
+    fully_shard(net, mesh=mesh)
+    optimizer = torch.optim.SGD(net.param_groups(lr=0.05), momentum=0.9)
+    for step in range(12):
+        x = torch.randn(8, 8, generator=torch.Generator().manual_seed(2 * step + rank))
+        loss = net(x).square().mean() + net.complexity_loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with pytest.raises(ValueError, match="0.weight is spread over processes"):
+        net.compact()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(net, options=options)
+    torch.save(net.keep, f"{folder}/keep{rank}.pt")
+    if rank == 0:
+        whole = hfp.wrap(network(), torch.zeros(1, 8), target_macs=0.4, steps=10)
+        whole.load_state_dict(state)
+        small = whole.compact()
+        assert torch.equal(small.hfp_record.keep, net.keep)  # type: ignore[union-attr, arg-type]
+        assert not bool(net.keep.all()) and whole.macs() <= 0.4 * whole.dense_macs
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this PyTorch has no torch.distributed")
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="this PyTorch shards on accelerators only")
+def test_a_network_that_is_spread_over_processes(tmp_path: Path) -> None:
+    spawn(shard, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"keep{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(first, second)
 
 
 def test_only_methods_that_train_gates_ask_for_their_gradients() -> None:
