@@ -36,15 +36,7 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = (),
     `ptflops`: whether the table also holds what ptflops' default backend counts.
     Multiply-adds are those of one forward pass of the example inputs.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"hfp.trace needs an nn.Module, not a {type(model).__name__}")
-    if isinstance(getattr(model, "table", None), ChannelTable):
-        raise ValueError("the model is wrapped, and has its table already: net.table (the plain model is net.model)")
-    if scripted := [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]:
-        raise ValueError(
-            f"{scripted[0] or 'the model'} is TorchScript, which has no Python code to follow, and no layers to cut; "
-            "pass the model as it was before torch.jit.script or torch.jit.trace"
-        )
+    _check(model)
     subject = Subject(model, arguments(model, example_inputs), Names.of(model))
     with uncollected():
         return _trace(subject, ignore, ptflops)
@@ -77,6 +69,34 @@ def _trace(subject: Subject, ignore: Ignored, ptflops: bool) -> ChannelTable:
         else:
             last = without
     return last
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"hfp.trace needs an nn.Module, not a {type(model).__name__}")
+    if isinstance(getattr(model, "table", None), ChannelTable):
+        raise ValueError("the model is wrapped, and has its table already: net.table (the plain model is net.model)")
+    if scripted := [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]:
+        raise ValueError(
+            f"{scripted[0] or 'the model'} is TorchScript, which has no Python code to follow, and no layers to cut; "
+            "pass the model as it was before torch.jit.script or torch.jit.trace"
+        )
+    if exported := [name for name, module in model.named_modules() if _is_exported(module)]:
+        raise ValueError(
+            f"{exported[0] or 'the model'} is an exported program, which cannot be trained on; "
+            "pass the model as it was before torch.export.export"
+        )
+
+
+def _is_exported(module: nn.Module) -> bool:
+    """Whether it is the module of a `torch.export.ExportedProgram`, which refuses to change its mode."""
+    if not isinstance(module, torch.fx.GraphModule) or "train" not in vars(module):
+        return False
+    try:
+        module.train(module.training)
+    except NotImplementedError:
+        return True
+    return False
 
 
 def ignored_modules(model: nn.Module, ignore: Ignored) -> list[str]:

@@ -109,7 +109,7 @@ class Proof:
     def _check_finite(self) -> None:
         """Not a number times a gate that is closed is still none, so nothing can be said of such a network."""
         for name, value in self.model.state_dict().items():
-            if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.to_dense().isfinite().all()):
                 raise ValueError(
                     f"{type(self.model).__name__} holds numbers that are not finite, in {name}: it has diverged. Take "
                     "an earlier state of it."

@@ -120,6 +120,7 @@ def test_a_quantized_model() -> None:
         (lambda: network().requires_grad_(False), "are frozen, so it cannot recover; call model.requires_grad_(True)"),
         (lambda: torch.jit.script(network()), "the model is TorchScript, which has no Python code to follow"),
         (lambda: nn.Sequential(torch.jit.script(network()), nn.ReLU()), "0 is TorchScript, which has no Python code"),
+        (lambda: torch.export.export(network(), (X,)).module(), "the model is an exported program, which cannot be"),
         (
             lambda: network().to("meta"),
             "is on the meta device and has no values to train; load them first: model.to_empty(",
