@@ -1,275 +1,23 @@
-"""Ties the parts together: table, gates, budget, threshold, compaction; the only file that knows their order."""
+"""`wrap`: from a model and a budget to the gated network, with everything checked before any training."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hfp import carry, gates, inputs, methods, ptflops_check, surgery
+from hfp import inputs, methods, ptflops_check, surgery
 from hfp.budget import Budget, Target, absolute
 from hfp.channels import ChannelTable
-from hfp.cost import Cost
+from hfp.gated import GatedModel, counts
 from hfp.methods.method import Method
-from hfp.threshold import smallest, threshold
+from hfp.threshold import smallest
 from hfp.trace import Ignored, ignored_modules, trace
-from hfp.verify import Proof, random_keeps
+from hfp.verify import random_keeps
 
-STOPPED = 2**62  # in place of the number of steps taken; an average of both is still more steps than anybody takes
-SURELY_TRAINED = 32  # steps after which gates have changed, even if gradients of several steps are added up
 CUTS, MANY_CUTS = 2, 5  # random cuts that `wrap` tries by default, and where it is told to verify
 VERIFIED_BY_DEFAULT = 50_000_000  # parameters up to which `wrap` proves on real numbers that gating equals removing
-
-
-class GatedModel(nn.Module):
-    """A model whose channels have gates; same forward as the model, which stays as it is. Made by `wrap`.
-
-    Everything that training changes is in `state_dict()`: the model's tensors under `model.`, the gates, which of them
-    are open, and how many steps have been taken. What a method does at its own moments is asked of `method`.
-    """
-
-    gates: nn.Parameter
-    live: Tensor
-    step: Tensor
-
-    def __init__(
-        self,
-        model: nn.Module,
-        table: ChannelTable,
-        arguments: inputs.Arguments,
-        budgets: Iterable[Budget],
-        *,
-        method: Method,
-        counter: str,
-        steps: int,
-        round_to: int,
-        targets: dict[str, Any],
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.table = table
-        self.method = method
-        self.budgets = tuple(budgets)
-        self.steps = steps
-        self.round_to = round_to
-        self.targets = targets
-        self.counter = counter
-        self._arguments = arguments
-        device = next(model.parameters()).device
-        self._readers = gates.Readers(model, table)
-        self.gates = nn.Parameter(torch.zeros(table.channels, device=device), requires_grad=method.learns)
-        self.register_buffer("live", torch.ones(table.channels, device=device))
-        self.register_buffer("step", torch.zeros((), dtype=torch.long, device=device))
-        for name, buffer in method.buffers(table).items():
-            self.register_buffer(name, buffer.to(device))
-        self._priced: tuple[Tensor, int, Tensor] | None = None
-        self._dtype = _precision(model)  # that the example inputs suit
-        self.train(model.training)
-
-    @property
-    def keep(self) -> Tensor:
-        """(channels,) bool: which channels are live; in a running average of networks, those that mostly were.
-
-        Its buffer is `live`, in floating point, because what averages buffers knows nothing else.
-        """
-        return self.live > 0.5
-
-    @keep.setter
-    def keep(self, keep: Tensor) -> None:
-        # A new tensor, not an in-place change: the graph of this step's forward still holds the old one.
-        self.live = keep.to(self.live)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError as error:
-            if name == "model" or not hasattr(self.model, name):
-                raise
-            raise AttributeError(
-                f"{error}; the model has: net.model.{name}. What is called there has no gates, only net(...) has them; "
-                f"to train through it, wrap a module whose forward calls model.{name}"
-            ) from None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.method.forward is not None:
-            return self.method.forward(self, args, kwargs)
-        if self.method.gate is not None and torch.is_grad_enabled():
-            return self.gated(self.method.gate(self), args, kwargs)
-        return self.gated(self.keep.to(self.gates.dtype), args, kwargs)
-
-    def gated(self, phi: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, frozen: bool = False) -> Any:
-        """The model's output with each channel multiplied by its phi (channels,).
-
-        `frozen`: nothing but phi learns, neither the model's weights nor the statistics of its norms.
-        """
-        return gates.run(self.model, self._readers, phi, args, kwargs, frozen)
-
-    def complexity_loss(self) -> Tensor:
-        """How far live counts are above their targets, relative to dense, summed: add it to the task loss.
-
-        In training each call is one step of the pruning schedule. When the schedule is done the target is met, the
-        live channels stay as they are, and the loss is 0. Some methods add a penalty of theirs.
-        """
-        if self.training and self.progress < 1.0:
-            step = int(self.step) + 1
-            self.step += 1
-            if step == SURELY_TRAINED:
-                self._warn_of_idle_gates()
-            before, share = (self.method.share(taken, self.steps) for taken in (step - 1, step))
-            if share != before:
-                self.keep = self._chosen(share)
-        if self.method.penalty is not None and torch.is_grad_enabled():
-            return self.method.penalty(self).float()
-        return self.gap(self.keep).float()
-
-    def gap(self, phi: Tensor) -> Tensor:
-        """How far the counts for gates phi (channels,) are above their targets; float64, 0 once the net is stopped."""
-        phi = phi.double()
-        if self.stopped:
-            return 0.0 * phi.sum()
-        return torch.stack([budget.gap(phi) for budget in self.budgets]).sum()
-
-    def stop(self) -> None:
-        """End pruning here: the live channels stay as they are, short of the target, and `compact` cuts to them."""
-        self.step.fill_(STOPPED)
-        self._priced = None
-
-    @property
-    def stopped(self) -> bool:
-        return int(self.step) > 2**40
-
-    @torch.compiler.disable
-    def price(self) -> Tensor:
-        """(channels,) by how much the complexity loss falls with each channel; reckoned anew when others are live."""
-        if self._priced is None or self._priced[0] is not self.live or self._priced[1] != self.live._version:
-            live = self.keep.double().requires_grad_()
-            self._priced = (self.live, self.live._version, torch.autograd.grad(self.gap(live), live)[0])
-        return self._priced[2]
-
-    def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
-        """Groups for an optimizer: the model's parameters with `lr` and `options`, the gates with their own.
-
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-        >>> net = wrap(model, torch.zeros(1, 3, 8, 8), target_macs=0.5)
-        >>> optimizer = torch.optim.SGD(net.param_groups(lr=0.1, weight_decay=5e-4), momentum=0.9)
-        """
-        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return [
-            {"params": weights, "lr": lr, **options},
-            {"params": [self.gates], "lr": self.method.gate_lr, "weight_decay": 0.0},
-        ]
-
-    @property
-    def progress(self) -> float:
-        """The share of the pruning schedule that is done, in [0, 1]; 1 once it is stopped."""
-        return 1.0 if self.stopped else min(int(self.step) / self.steps, 1.0)
-
-    def macs(self) -> int:
-        """Multiply-adds of one pass of the example inputs, with the channels that are live now."""
-        return self._counts()["macs"].count(self.keep.cpu())
-
-    def params(self) -> int:
-        """Parameters with the channels that are live now."""
-        return self._counts()["params"].count(self.keep.cpu())
-
-    @property
-    def dense_macs(self) -> int:
-        return self._counts()["macs"].dense()
-
-    @property
-    def dense_params(self) -> int:
-        return self._counts()["params"].dense()
-
-    @property
-    def least_macs(self) -> int:
-        """The smallest `target_macs` that can be reached."""
-        return smallest(self.table, self._counts()["macs"], self.round_to)
-
-    def compact(
-        self, *, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None, ema: nn.Module | None = None
-    ) -> nn.Module:
-        """A dense network of the model's own class, within the budget, that computes what this one does.
-
-        Before the end of the schedule channels are cut to the target with what is known of them by then, unless the
-        schedule was stopped. `optimizer`, its `scheduler` (or a list of them) and `ema`, such as an AveragedModel, are
-        changed in place, to train on with the compact network as if nothing had happened: see `hfp.carry`.
-
-        `hfp.Disagreement`, a RuntimeError that names the channel groups to blame, if the compact network computes
-        something else. ValueError for an optimizer, scheduler or average that cannot be carried over.
-        """
-        keep = self._chosen(1.0)
-        small = surgery.compact(self.model, self.table, keep)
-        self._proof().check(keep, small)
-        counts = {name: cost.count(keep) for name, cost in self._counts().items()}
-        small.hfp_record = surgery.Record(  # type: ignore[assignment]
-            keep=keep,
-            fingerprint=self.table.fingerprint(),
-            inputs=self.table.inputs,
-            dense_macs=self.dense_macs,
-            dense_params=self.dense_params,
-            macs=counts["macs"],
-            params=counts["params"],
-            targets=self.targets,
-        )
-        carry.carry(self.model, self.table, small, self.gates, optimizer=optimizer, scheduler=scheduler, ema=ema)
-        return small
-
-    def _counts(self) -> dict[str, Cost]:
-        return counts(self.table, self.counter)
-
-    def _chosen(self, share: float) -> Tensor:
-        """(channels,) bool on the CPU: the live channels when the budget has come down by this share of its way."""
-        keep, limits = self.keep.cpu(), [(budget.cost, budget.at(share)) for budget in self.budgets]
-        if self.stopped or all(cost.count(keep) <= most for cost, most in limits):
-            return keep
-        scores = self._scores()
-        if self.method.reopens:
-            return threshold(scores, self.table, limits, round_to=self.round_to)
-        # What is closed ranks below all that is live. Only at the very end may it come back, to fill the budget.
-        scores = torch.where(keep, scores, 2 * scores.min() - scores.max() - 1.0)
-        chosen = threshold(scores, self.table, limits, round_to=self.round_to)
-        return chosen if share == 1.0 else chosen & keep
-
-    def _warn_of_idle_gates(self) -> None:
-        trained = self.method.gate is not None or self.method.forward is not None
-        if trained and not bool(self.gates.any()):
-            warnings.warn(
-                f"no gate has changed in {SURELY_TRAINED} steps, so channels are judged by the size of their filters; "
-                "give the gates to an optimizer: torch.optim.SGD(net.param_groups(lr=0.05), momentum=0.9)",
-                stacklevel=3,
-            )
-
-    def _scores(self) -> Tensor:
-        """(channels,) float64 on the CPU: what the method says."""
-        scores = self.method.scores(self)
-        if not isinstance(scores, Tensor) or scores.shape != (self.table.channels,):
-            given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(
-                f"the scores of method {self.method.name!r} are {given}; expected a tensor of {self.table.channels} "
-                "numbers, one for each channel of net.table"
-            )
-        return scores.detach().to("cpu", torch.float64)
-
-    def _proof(self) -> Proof:
-        # The model may have been cast, or moved, since it was wrapped.
-        arguments = inputs.placed(self._arguments, self.gates.device, {self._dtype: _precision(self.model)})
-        ignored = self.targets["ignore"]
-        return Proof(self.model, self.table, arguments, readers=self._readers, ignored=ignored)
-
-
-def _precision(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def counts(table: ChannelTable, counter: str) -> dict[str, Cost]:
-    """The two costs that can be budgeted, by the name of their target."""
-    if counter == "ptflops":
-        assert table.ptflops is not None
-        return {"macs": table.ptflops, "params": table.params}
-    return {"macs": table.macs, "params": table.params}
 
 
 def wrap(
@@ -334,7 +82,7 @@ def wrap(
         targets=targets | {"counter": counter, "round_to": round_to, "ignore": ignored, "method": method.name},
     )
     if verify or (verify is None and net.dense_params <= VERIFIED_BY_DEFAULT):
-        proof = net._proof()
+        proof = net.proof()
         for keep in random_keeps(table, MANY_CUTS if verify else CUTS):
             proof.check(keep)
     return net

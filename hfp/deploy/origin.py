@@ -22,9 +22,10 @@ from hfp.budget import Target
 from hfp.deploy import foreign
 from hfp.deploy.recut import recut
 from hfp.experiment.run import PHASES
+from hfp.gated import GatedModel
 from hfp.inputs import Arguments
 from hfp.methods.method import at_once
-from hfp.wrap import GatedModel, wrap
+from hfp.wrap import wrap
 
 BUILD = {
     "name": (str,),

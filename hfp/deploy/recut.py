@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from hfp import checkpoint, inputs, surgery
 from hfp.budget import Target, absolute
 from hfp.channels import ChannelTable
+from hfp.gated import GatedModel, counts
 from hfp.labels import FIXED
 from hfp.threshold import threshold
 from hfp.trace import trace
-from hfp.wrap import GatedModel, counts, wrap
+from hfp.wrap import wrap
 
 
 def recut(

@@ -9,7 +9,7 @@ import torch
 
 from hfp import checkpoint
 from hfp.experiment.restore import put_back
-from hfp.wrap import GatedModel
+from hfp.gated import GatedModel
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from hfp.experiment.restore import amid
 from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import Config
 from hfp.experiment.stopping import saved_if_stopped
-from hfp.wrap import GatedModel
+from hfp.gated import GatedModel
 
 
 @dataclass

@@ -19,7 +19,7 @@ from hfp.methods.magnitude import filter_sizes
 from hfp.methods.method import Method, steadily
 
 if TYPE_CHECKING:
-    from hfp.wrap import GatedModel
+    from hfp.gated import GatedModel
 
 STEPS = 50
 

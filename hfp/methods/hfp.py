@@ -39,7 +39,7 @@ from hfp.methods.magnitude import learned, standing
 from hfp.methods.method import Method
 
 if TYPE_CHECKING:
-    from hfp.wrap import GatedModel
+    from hfp.gated import GatedModel
 
 LEARNING_RATE = 0.002  # of the gates; with momentum 0.9 that averages the pulls of about 50 steps
 WARM_UP = 0.1  # share of the schedule in which gates are trained and nothing is removed

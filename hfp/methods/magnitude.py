@@ -20,7 +20,7 @@ from hfp.methods.method import Method, at_once
 from hfp.names import Names
 
 if TYPE_CHECKING:
-    from hfp.wrap import GatedModel
+    from hfp.gated import GatedModel
 
 
 def filter_sizes(model: nn.Module, table: ChannelTable, size: Callable[[Tensor], Tensor] = torch.abs) -> Tensor:

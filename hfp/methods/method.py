@@ -17,7 +17,7 @@ from torch import Tensor
 from hfp.channels import ChannelTable
 
 if TYPE_CHECKING:
-    from hfp.wrap import GatedModel
+    from hfp.gated import GatedModel
 
 
 def _nothing(table: ChannelTable) -> dict[str, Tensor]:

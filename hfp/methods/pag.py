@@ -18,7 +18,7 @@ from hfp.methods.magnitude import filter_sizes
 from hfp.methods.method import Method, at_once, rounds
 
 if TYPE_CHECKING:
-    from hfp.wrap import GatedModel
+    from hfp.gated import GatedModel
 
 
 def scores(net: GatedModel) -> Tensor:

@@ -34,7 +34,7 @@ from hfp.methods.method import Method, after
 from hfp.names import tensor_of
 
 if TYPE_CHECKING:
-    from hfp.wrap import GatedModel
+    from hfp.gated import GatedModel
 
 LIGHT = 0.2  # share of the schedule
 GATE_LR = 0.05

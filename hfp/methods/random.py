@@ -10,7 +10,7 @@ from torch import Tensor
 from hfp.methods.method import Method, at_once
 
 if TYPE_CHECKING:
-    from hfp.wrap import GatedModel
+    from hfp.gated import GatedModel
 
 
 def scores(net: GatedModel) -> Tensor:

@@ -23,7 +23,7 @@ from hfp.methods.method import Method, after
 from hfp.names import Names
 
 if TYPE_CHECKING:
-    from hfp.wrap import GatedModel
+    from hfp.gated import GatedModel
 
 SPARSITY = 1e-4  # strength of the L1 penalty
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -17,7 +17,7 @@ from hfp.methods.magnitude import learned
 from hfp.methods.method import Method, after
 
 if TYPE_CHECKING:
-    from hfp.wrap import GatedModel
+    from hfp.gated import GatedModel
 
 GATHER = 0.2  # share of the schedule
 

@@ -13,7 +13,7 @@ from hfp.methods.magnitude import filter_sizes, standing
 from hfp.methods.method import Method, at_once
 
 if TYPE_CHECKING:
-    from hfp.wrap import GatedModel
+    from hfp.gated import GatedModel
 
 
 def scores(net: GatedModel) -> Tensor:

@@ -1,0 +1,318 @@
+"""The gated network: trained, stopped, copied, averaged, resumed, compacted."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from exactness import fits
+from promises import call, measured, relative_difference, snapshot
+from small_run import STEPS, X, network, train, wrapped
+from torch import Tensor
+from torch.optim import swa_utils
+
+import hfp
+import models
+from hfp import inputs, surgery
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def test_training_follows_the_budget_down_and_the_result_is_what_was_trained() -> None:
+    net, optimizer = wrapped()
+    counts = []
+    for step in range(STEPS):
+        train(net, optimizer, step, step + 1)
+        counts.append(net.macs())
+    assert counts == sorted(counts, reverse=True) and counts[-1] <= 0.4 * net.dense_macs < counts[0]
+    assert net.progress == 1.0
+    keep = net.keep.clone()
+    train(net, optimizer, STEPS, STEPS + 5)
+    assert torch.equal(net.keep, keep)
+    small = net.eval().compact()
+    assert torch.equal(small.hfp_record.keep, keep)
+    assert measured(small, ((X,), {})) == (net.macs(), net.params())
+    assert relative_difference(call(net, ((X,), {})), call(small, ((X,), {}))) < 1e-5
+
+
+def test_live_counts_are_those_of_the_compact_network() -> None:
+    net, optimizer = wrapped(target_macs=None, target_params=0.3)
+    train(net, optimizer, 0, STEPS)
+    small = net.compact()
+    assert (net.macs(), net.params()) == measured(small, ((X,), {}))
+    assert (net.dense_macs, net.dense_params) == measured(network(), ((X,), {}))
+
+
+def test_compact_leaves_the_wrapped_network_as_it_was() -> None:
+    net, optimizer = wrapped()
+    train(net, optimizer, 0, 5)
+    before, state = snapshot(net), copy.deepcopy(net.state_dict())
+    net.compact()
+    assert snapshot(net) == before
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_complexity_loss_is_a_scalar_that_reaches_the_gates_and_ends_at_zero() -> None:
+    net, optimizer = wrapped()
+    loss = net.complexity_loss()
+    assert loss.shape == () and float(loss.detach()) > 0
+    net.eval()
+    progress = net.progress
+    net.complexity_loss()
+    assert net.progress == progress
+    net.train()
+    train(net, optimizer, 0, STEPS)
+    assert float(net.complexity_loss().detach()) == 0.0
+
+
+def test_gates_are_trained_with_settings_of_their_own() -> None:
+    net, _ = wrapped()
+    weights, gates = net.param_groups(lr=0.05, weight_decay=5e-4)
+    assert {id(p) for p in weights["params"]} == {id(p) for p in net.model.parameters()}
+    assert (weights["lr"], weights["weight_decay"], gates["weight_decay"]) == (0.05, 5e-4, 0.0)
+    ours = {id(p) for p in net.parameters()} - {id(p) for p in net.model.parameters()}
+    assert {id(p) for p in gates["params"]} == ours
+
+
+def test_an_epoch_of_no_training_step_prunes_nothing() -> None:
+    net, _ = wrapped()
+    net.eval()
+    for _ in range(2 * STEPS):
+        net.complexity_loss()
+    assert net.macs() == net.dense_macs
+
+
+@pytest.mark.parametrize("round_to", [4, 8])
+def test_widths_are_rounded(round_to: int) -> None:
+    net, optimizer = wrapped(round_to=round_to, target_macs=0.6)
+    train(net, optimizer, 0, STEPS)
+    small = net.compact()
+    dense = [12, 16, 10]
+    widths = [small[0].out_channels, small[3].out_channels, small[6].out_features]
+    assert all(width % round_to == 0 or width == full for width, full in zip(widths, dense, strict=True))
+    assert net.macs() <= 0.6 * net.dense_macs
+
+
+def test_ignored_layers_stay_whole() -> None:
+    net, optimizer = wrapped(ignore=("3",), target_macs=0.6)
+    train(net, optimizer, 0, STEPS)
+    assert net.compact()[3].out_channels == 16
+
+
+# ---------------------------------------------------------------------------------------------- promises 7 and 8
+
+
+def test_a_resumed_run_is_the_uninterrupted_one() -> None:
+    """Promise 7: same losses, same gates, same live channels, wherever it was cut off."""
+    whole, optimizer = wrapped()
+    losses = train(whole, optimizer, 0, STEPS + 3)
+    for stop in (1, 7, STEPS, STEPS + 1):
+        first, optimizer = wrapped()
+        before = train(first, optimizer, 0, stop)
+        saved, saved_optimizer = copy.deepcopy(first.state_dict()), copy.deepcopy(optimizer.state_dict())
+        second, optimizer = wrapped()
+        second.load_state_dict(saved)
+        optimizer.load_state_dict(saved_optimizer)
+        assert before + train(second, optimizer, stop, STEPS + 3) == losses
+        assert all(torch.equal(value, second.state_dict()[name]) for name, value in whole.state_dict().items())
+        assert torch.equal(whole.compact().hfp_record.keep, second.compact().hfp_record.keep)
+
+
+def test_a_state_may_be_loaded_into_a_network_that_has_run() -> None:
+    """Nothing that was reckoned from the old gates is left over."""
+    first, optimizer = wrapped()
+    train(first, optimizer, 0, 12)
+    second, _ = wrapped()
+    second(X), second.complexity_loss()
+    second.load_state_dict(first.state_dict())
+    gradients = []
+    for net in (first, second):
+        net.zero_grad()
+        (net(X).square().mean() + net.complexity_loss()).backward()
+        gradients.append(net.gates.grad)
+    assert torch.equal(*gradients)
+
+
+def test_same_seed_same_result() -> None:
+    """Promise 8."""
+    runs = []
+    for _ in range(2):
+        net, optimizer = wrapped()
+        runs.append((train(net, optimizer, 0, STEPS), net.keep.tolist()))
+    assert runs[0] == runs[1]
+
+
+def test_a_state_holds_tensors_only() -> None:
+    net, _ = wrapped()
+    assert all(isinstance(value, Tensor) for value in net.state_dict().values())
+
+
+def test_a_copy_trains_like_the_original() -> None:
+    net, optimizer = wrapped()
+    train(net, optimizer, 0, 3)
+    twin = copy.deepcopy(net)
+    twin_optimizer = torch.optim.SGD(twin.param_groups(lr=0.05, weight_decay=5e-4), momentum=0.9)
+    twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert train(net, optimizer, 3, STEPS) == train(twin, twin_optimizer, 3, STEPS)
+    assert torch.equal(net.keep, twin.keep)
+
+
+# ---------------------------------------------------------------------------------------------- every run
+
+
+SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+
+
+@pytest.mark.parametrize("targets", [{"target_macs": 0.4}, {"target_macs": 0.5, "target_params": 0.3}])
+@pytest.mark.parametrize("steps", [1, STEPS, 50 * STEPS])
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        (SGD, {"lr": 0.05}),
+        (SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+        (SGD, {"lr": 0.0}),
+        (SGD, {"lr": 1e-9, "momentum": 0.9}),
+        (SGD, {"lr": 1.0}),
+        (ADAM, {"lr": 1e-3}),
+        (ADAM, {"lr": 1.0}),
+        (ADAMW, {"lr": 1e-3, "weight_decay": 0.1}),
+    ],
+)
+def test_every_run_ends_within_its_budget(
+    optimizer: Any, settings: dict[str, Any], steps: int, targets: dict[str, float]
+) -> None:
+    """Whatever the optimizer, its settings, and whether the run is longer or shorter than the schedule."""
+    net = hfp.wrap(network().train(), X, steps=steps, **targets)
+    own = {name: value for name, value in settings.items() if name not in ("lr", "weight_decay")}
+    groups = net.param_groups(lr=settings["lr"], weight_decay=settings.get("weight_decay", 0.0))
+    losses = train(net, optimizer(groups, **own), 0, STEPS)
+    assert all(map(math.isfinite, losses)) and net.gates.isfinite().all()
+    assert_compact_is_exact(net)
+
+
+def assert_compact_is_exact(net: hfp.GatedModel) -> None:
+    """Within every budget, with no channel (or block of `round_to`) that could have stayed, and of the counts told."""
+    small: Any = net.eval().compact()
+    keep, limits = small.hfp_record.keep, [(budget.cost, budget.target) for budget in net.budgets]
+    assert fits(keep, limits)
+    for group in net.table.groups:
+        gone = group.channels[~keep[group.channels]]
+        if len(gone):
+            more = keep.clone()
+            more[gone[: net.round_to]] = True
+            assert not fits(more, limits)
+    arguments = inputs.rebuild(small.hfp_record.inputs)
+    assert measured(copy.deepcopy(small).to("meta"), arguments) == (small.hfp_record.macs, small.hfp_record.params)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.25, 0.6, 0.95])
+@pytest.mark.parametrize("of", [("macs",), ("params",), ("macs", "params")], ids="+".join)
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_every_target_of_a_residual_network_is_met(target: float, of: tuple[str, ...], round_to: int) -> None:
+    if round_to == 8:
+        target = max(target, 0.3)  # 8 channels of 16 in every layer, and 0.25 of the multiply-adds are left
+    targets: dict[str, Any] = {f"target_{name}": target for name in of}
+    net = hfp.wrap(models.build("resnet20"), torch.zeros(1, 3, 8, 8), steps=3, round_to=round_to, **targets)
+    optimizer = SGD(net.param_groups(lr=0.1), momentum=0.9)
+    losses = train(net, optimizer, 0, 4)
+    assert net.progress == 1.0 and all(map(math.isfinite, losses))
+    assert_compact_is_exact(net)
+
+
+def averaged(net: hfp.GatedModel, average: hfp.GatedModel) -> None:
+    """An exponential moving average of the weights, as training recipes keep one beside the network."""
+    with torch.no_grad():
+        for mine, theirs in zip(average.parameters(), net.parameters(), strict=True):
+            mine.lerp_(theirs, 0.1)
+        for mine, theirs in zip(average.buffers(), net.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+def test_what_happens_between_two_steps_changes_no_step() -> None:
+    """Evaluation without gradients, a copy that is averaged, compaction, a state saved and loaded."""
+    alone, optimizer = wrapped()
+    expected = train(alone, optimizer, 0, STEPS + 2)
+    net, optimizer = wrapped()
+    average, losses = copy.deepcopy(net), []
+    for step in range(STEPS + 2):
+        losses += train(net, optimizer, step, step + 1)
+        averaged(net, average)
+        net.eval()
+        for silent in (torch.no_grad, torch.inference_mode):
+            with silent():
+                net(X), net.complexity_loss(), net.macs()
+        net.compact()
+        net.load_state_dict(copy.deepcopy(net.state_dict()))
+        net.train()
+    assert losses == expected
+    assert torch.equal(net.keep, alone.keep) and torch.equal(average.keep, alone.keep)
+    for each in (net, average):
+        assert_compact_is_exact(each)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("name", ["ema", "swa"])
+def test_an_average_of_all_buffers_is_a_gated_network_too(name: str, stops: bool) -> None:
+    """As is usual beside batch norms: nothing that only makes sense as a whole number may be in them."""
+    mean = swa_utils.get_ema_avg_fn(0.8) if name == "ema" else swa_utils.get_swa_avg_fn()
+    net, optimizer = wrapped()
+    both = swa_utils.AveragedModel(net, avg_fn=mean, use_buffers=True)
+    for step in range(3 * STEPS):
+        train(net, optimizer, step, step + 1)
+        both.update_parameters(net)
+        if stops and step == STEPS // 2:
+            net.stop()
+    average = both.module
+    assert torch.equal(average.keep, net.keep) and not bool(net.keep.all())
+    assert average.stopped == stops and average.complexity_loss() == 0.0
+    assert not torch.equal(average.model[0].weight, net.model[0].weight)
+    average.eval()
+    small = surgery.compact(average.model, average.table, net.keep)
+    assert relative_difference(average(X), small(X)) < 1e-5
+    assert torch.equal(average.compact().hfp_record.keep, net.keep)  # type: ignore[union-attr, arg-type]
+
+
+def test_what_only_the_model_has_is_told_of() -> None:
+    net, _ = wrapped()
+    net.model.encode = net.model[0].forward
+    with pytest.raises(AttributeError, match=r"no attribute 'encode'; the model has: net\.model\.encode\. .* no gates"):
+        net.encode(X)
+    with pytest.raises(AttributeError, match=r"no attribute 'decode'$"):
+        net.decode(X)
+    assert not hasattr(net, "encode") and not hasattr(hfp.GatedModel.__new__(hfp.GatedModel), "model")
+
+
+def test_gates_that_no_optimizer_trains_are_told_of() -> None:
+    net, _ = wrapped(steps=100)
+    optimizer = torch.optim.SGD(net.model.parameters(), lr=0.01)
+    train(net, optimizer, 0, 31)
+    with pytest.warns(UserWarning, match=r"no gate has changed in 32 steps.*net\.param_groups"):
+        train(net, optimizer, 31, 32)
+    train(net, optimizer, 32, 100)  # once
+    assert net.progress == 1.0 and net.macs() <= 0.4 * net.dense_macs
+    train(*wrapped(steps=100, method="slimming"), 0, 40)  # has none that learn
+
+
+def test_gradients_may_be_accumulated_and_scaled() -> None:
+    """Two forwards in one step, and a loss scale, as mixed precision uses it."""
+    net, optimizer = wrapped()
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        for _ in range(2):
+            (512 * (net(X).square().mean() + net.complexity_loss() / 2)).backward()
+        for parameter in net.parameters():
+            parameter.grad /= 512
+        optimizer.step()
+    assert net.compact().hfp_record.macs <= 0.4 * net.dense_macs
+
+
+def test_gates_that_are_not_finite_are_reported() -> None:
+    net, optimizer = wrapped()
+    train(net, optimizer, 0, 2)
+    with torch.no_grad():
+        net.gates.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        net.compact()
