@@ -134,8 +134,15 @@ def table_text(table: ChannelTable) -> str:
     if table.pinned:
         paragraph("Stays whole")
         out.print(_whole(table))
+    elif table.groups:
+        paragraph("Nothing has to stay whole.")
+    elif table.params.dense():
+        paragraph(
+            "No operator was given a parameter that a module has. What the forward takes from elsewhere, a list or a "
+            "closure, cannot be cut: read it off the module (self.weight), or keep such a list in an nn.ParameterList."
+        )
     else:
-        paragraph("Nothing has to stay whole." if table.groups else "No layer has channels.")
+        paragraph("No layer has channels.")
     for note in table.notes:
         paragraph(f"note: {note}")
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -218,6 +218,23 @@ def test_a_network_without_channels() -> None:
     assert text.endswith("\nNo layer has channels.")
 
 
+class Elsewhere(nn.Module):
+    """Reads its weights from a list, in which nothing can stand in for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(3, 8))
+        self.held = [self.first, self.second]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.held[0].T).relu() @ self.held[1].T
+
+
+def test_parameters_that_are_taken_from_elsewhere() -> None:
+    text = table_text(trace(Elsewhere(), torch.zeros(1, 4)))
+    assert "No operator was given a parameter that a module has." in text
+
+
 class Bessel(nn.Conv2d):
     """A convolution whose weight goes through an operator that no rule knows."""
 
