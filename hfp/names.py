@@ -7,14 +7,21 @@ attributes, such as a table of positions. What its other methods store, a cache 
 from __future__ import annotations
 
 import dis
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from operator import attrgetter
+from types import CodeType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hfp.code import codes, functions_in
+
+MOVES = frozenset({"to", "cuda", "cpu", "type_as"})
+"""Methods of a tensor that give the same numbers elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +89,26 @@ def _made_later(kind: type) -> frozenset[str]:
         entry for base in kind.__mro__ if not base.__module__.startswith("torch.nn.") for entry in vars(base).items()
     ]
     methods = [method for name, value in own if name != "__init__" for method in functions_in(value)]
-    steps = (step for method in methods for code in codes(method.__code__) for step in dis.get_instructions(code))
-    return frozenset(step.argval for step in steps if step.opname == "STORE_ATTR") | {
-        name for name, value in own if isinstance(value, cached_property)
-    }
+    stored = {name for method in methods for code in codes(method.__code__) for name in _stored(code)}
+    return frozenset(stored | {name for name, value in own if isinstance(value, cached_property)})
+
+
+def _stored(code: CodeType) -> Iterator[str]:
+    """The attributes that code stores; not where it only moves one: `self.table = self.table.to(x.device)`."""
+    statement: list[tuple[str, Any]] = []
+    for step in dis.get_instructions(code):
+        statement.append((step.opname, step.argval))
+        if step.opname == "STORE_ATTR" and not _is_moved(step.argval, statement):
+            yield step.argval
+        if step.opname.startswith(("STORE_", "POP_", "JUMP_")):
+            statement.clear()
+
+
+def _is_moved(name: str, statement: list[tuple[str, Any]]) -> bool:
+    """Whether a statement that stores this attribute is one call of a method in `MOVES`, of what it was."""
+    calls = [number for number, (operation, _) in enumerate(statement) if operation.startswith("CALL")]
+    asked = any(one == ("LOAD_ATTR", name) and method in MOVES for one, (_, method) in pairwise(statement))
+    return asked and calls == [len(statement) - 3]  # then come the module, and the attribute
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:

@@ -99,3 +99,24 @@ def computed_when_it_is_asked_for() -> nn.Module:
     model = Computes()
     model(torch.zeros(2, 5, 3))
     return model
+
+
+class Moving(nn.Module):
+    """Moves its table to where the input is, for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.table = nn.Linear(3, 6), nn.Linear(6, 4), torch.randn(5, 6)
+        self.weight = torch.randn(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table.device != x.device:
+            self.table = self.table.cpu()
+        self.table = self.table.to(device=x.device, dtype=x.dtype)
+        self.weight = self.weight.type_as(x)
+        return self.b(((self.a(x) + self.table) @ self.weight).relu())
+
+
+@specimen(shapes=((2, 5, 3),), least="a table/1 weight/0 weight/1 b.weight/1")
+def a_table_that_is_moved() -> nn.Module:
+    return Moving()

@@ -77,6 +77,28 @@ def test_constants_are_what_init_alone_stores() -> None:
     assert list(names.tensors)[-2:] == ["0.table", "0.spins"] and names.parameters == list(names.tensors)[:4]
 
 
+class Mover(nn.Module):
+    """Stores what it had, elsewhere; and other things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved, self.tuned, self.copied, self.cast, self.many = (torch.rand(3) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() > 1:
+            self.moved = self.moved.to(x.device, non_blocking=True)
+        self.tuned = self.tuned.to(x) + 1
+        self.copied = self.cast.cpu()
+        self.many, self.other = self.many.cpu(), self.cast.cpu()
+        y = self.cast
+        self.cast = y.to(x.dtype)
+        return self.moved
+
+
+def test_a_constant_may_be_moved() -> None:
+    assert Names.of(Mover()).constants == {"moved"}
+
+
 def test_a_constant_is_in_the_table_only_where_channels_can_go() -> None:
     """Else a file would not fit a network of the same class to which another tensor was attached."""
 
