@@ -8,10 +8,13 @@ module says of its own size. Where there is any doubt, it can tell.
 from __future__ import annotations
 
 import dis
+import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
 from itertools import takewhile
+from pathlib import Path
 from types import CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
@@ -77,7 +80,7 @@ def reads_widths(model: nn.Module, attributes: Iterable[str]) -> bool:
     seen: set[FunctionType] = set()
     while todo:
         function = todo.pop()
-        if function in seen or _is_torch(function.__module__ or ""):
+        if function in seen or _is_strange(function.__module__ or ""):
             continue
         seen.add(function)
         for code in codes(function.__code__):
@@ -88,7 +91,7 @@ def reads_widths(model: nn.Module, attributes: Iterable[str]) -> bool:
                 todo += methods.get(name, ()) if name != "__init__" else ()
                 todo += functions_in(function.__globals__.get(name))
                 for file in files:
-                    if isinstance(file, ModuleType) and not _is_torch(file.__name__):
+                    if isinstance(file, ModuleType) and not _is_strange(file.__name__):
                         todo += functions_in(getattr(file, name, None))
         todo += [inner for cell in function.__closure__ or () for inner in functions_in(_contents(cell))]
     return False
@@ -101,7 +104,7 @@ _NO_CODE = {"__init__", "_parameters", "_buffers", "_modules"}
 def _methods(model: nn.Module) -> dict[str, list[FunctionType]]:
     """Name -> the functions that it stands for in a module of the model, or in its class."""
     modules = list(model.modules())
-    owners = {base for kind in set(map(type, modules)) for base in kind.__mro__ if not _is_torch(base.__module__)}
+    owners = {base for kind in set(map(type, modules)) for base in kind.__mro__ if not _is_strange(base.__module__)}
     known: dict[str, list[FunctionType]] = defaultdict(list)
     for entries in (*map(vars, owners), *map(vars, modules)):
         for name, value in entries.items():
@@ -111,8 +114,17 @@ def _methods(model: nn.Module) -> dict[str, list[FunctionType]]:
     return known
 
 
-def _is_torch(name: str) -> bool:
-    return name == "builtins" or name.partition(".")[0] == "torch"
+_STANDARD = Path(os.__file__).parent
+
+
+@cache
+def _is_strange(module: str) -> bool:
+    """Whether it is PyTorch's, or Python's own: code there knows nothing of a model's attributes."""
+    root = module.partition(".")[0]
+    if root not in sys.stdlib_module_names:
+        return root == "torch"
+    file = getattr(sys.modules.get(root), "__file__", None)
+    return file is None or Path(file).is_relative_to(_STANDARD)  # a file of the user's may be called code.py
 
 
 def _contents(cell: CellType) -> Any:

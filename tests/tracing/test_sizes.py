@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,3 +139,15 @@ def test_only_what_a_forward_may_call_is_looked_at() -> None:
 )
 def test_sizes_are_told_from_other_answers(function: str, out: Any, tells: bool) -> None:
     assert tells_size(function, out) is tells
+
+
+def test_a_file_of_ones_own_may_be_called_like_one_of_pythons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own code is not looked at."""
+    (tmp_path / "this.py").write_text("def width(layer):\n    return layer.out_channels\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    width = importlib.import_module("this").width
+    model = Net(lambda net, x: net.a(x) * width(net.a), a=nn.Conv2d(3, 4, 1))
+    assert reads_widths(model, [])
+    model.run = lambda net, x: net.a(x) * textwrap.indent("", "").count("")
+    assert not reads_widths(model, ["splitlines"])
