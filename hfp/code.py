@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import cached_property, partial, partialmethod
 from types import CodeType, FunctionType, MethodType
 from typing import Any
+
+
+_HOLDERS = (MethodType, property, cached_property, partial, partialmethod, staticmethod, classmethod)
 
 
 def functions_in(value: Any) -> list[FunctionType]:
@@ -20,7 +23,7 @@ def functions_in(value: Any) -> list[FunctionType]:
         return functions_in(list(value.values()))
     own = [value] if isinstance(value, FunctionType) else []
     parts = [getattr(value, "__dict__", {}).get("__wrapped__")]  # of any object: `functools.lru_cache` makes its own
-    if isinstance(value, (MethodType, property, cached_property, partial, staticmethod, classmethod)):
+    if isinstance(value, _HOLDERS):
         parts += [getattr(value, name, None) for name in ("__func__", "fget", "fset", "func")]
     return own + [function for part in parts if part is not None for function in functions_in(part)]
 

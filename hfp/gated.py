@@ -149,8 +149,9 @@ class GatedModel(nn.Module):
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
         """Groups for an optimizer: the model's parameters with `lr` and `options`, the gates with their own.
 
+        >>> import hfp
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-        >>> net = wrap(model, torch.zeros(1, 3, 8, 8), target_macs=0.5)
+        >>> net = hfp.wrap(model, torch.zeros(1, 3, 8, 8), target_macs=0.5)
         >>> optimizer = torch.optim.SGD(net.param_groups(lr=0.1, weight_decay=5e-4), momentum=0.9)
         """
         weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -35,6 +35,7 @@ def wrap(
 ) -> GatedModel:
     """Give every prunable channel of `model` a gate, and the network a budget.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     >>> net = wrap(model, torch.zeros(1, 3, 8, 8), target_macs=0.5)
     >>> small = net.compact()

@@ -43,6 +43,8 @@ class Holder:
 
     def method(self) -> None: ...
 
+    part = functools.partialmethod(method)
+
 
 def names(*values: Any) -> list[str]:
     return [function.__name__ for function in functions_in(values)]
@@ -52,7 +54,7 @@ def test_functions_are_found_wherever_they_are_kept() -> None:
     assert names(plain, functools.partial(plain), {"a": [plain]}) == ["plain"] * 3
     assert names(cached) == ["cached"], "what lru_cache gives is no function"
     assert functions_in(wrapping) == [wrapping, plain]
-    assert names(*vars(Holder).values()) == ["both", "both", "once", "static", "of_class", "method"]
+    assert names(*vars(Holder).values()) == ["both", "both", "once", "static", "of_class", "method", "method"]
     assert names(Holder().method) == ["method"]
     assert names(None, 3, "text", Holder, functools) == []
 
