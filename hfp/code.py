@@ -7,7 +7,6 @@ from functools import cached_property, partial, partialmethod
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-
 _HOLDERS = (MethodType, property, cached_property, partial, partialmethod, staticmethod, classmethod)
 
 
