@@ -7,32 +7,23 @@ import re
 from typing import Any
 
 import pytest
+import small_run
 import torch
 from exactness import check_exact
 from promises import call, measured, relative_difference, snapshot
+from small_run import STEPS, X, network
 from torch import Tensor, nn
 from zoo import ZOO
 
 import hfp
 from hfp.methods import METHODS
 
-X = torch.randn(2, 3, 8, 8)
-STEPS = 20
 every_method = pytest.mark.parametrize("method", METHODS)
 gradual_method = pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.gradual])
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3, stride=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(16 * 9, 10), nn.ReLU(), nn.Linear(10, 4),
-    )  # fmt: skip
-
-
 def wrapped(method: Any, **options: Any) -> tuple[hfp.GatedModel, torch.optim.Optimizer]:
-    net = hfp.wrap(network().train(), X, **({"target_macs": 0.4, "steps": STEPS, "method": method} | options))
-    return net, torch.optim.SGD(net.param_groups(lr=0.05, weight_decay=5e-4), momentum=0.9)
+    return small_run.wrapped(method=method, **options)
 
 
 def train(net: hfp.GatedModel, optimizer: torch.optim.Optimizer, first: int, last: int) -> list[float]:
