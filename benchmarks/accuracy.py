@@ -226,7 +226,7 @@ def without_paths(result: Result) -> Result:
 def report(folder: Path) -> None:
     """From all results in `folder`: print the table, write it, draw a picture of the methods and one of widths."""
     results = load_results(folder)
-    (Console() if sys.stdout.isatty() else Console(width=150)).print(rich_table(results))
+    (Console() if sys.stdout.isatty() else Console(width=160)).print(rich_table(results))
     command = f"python benchmarks/accuracy.py --report-only --results {os.path.relpath(folder.resolve(), ROOT)}"
     atomic_write(folder / "table.md", markdown(results, command).encode())
     for name, own in groups(results):
