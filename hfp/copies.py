@@ -3,12 +3,17 @@
 A module holds a dozen empty dicts and some names and numbers, on each of which `copy.deepcopy` spends as much as on a
 tensor. Here they are seen to at once, and all else is left to `copy.deepcopy`: modules that say how they are to be
 copied, and whatever else a model may hold. Activations that a module keeps are copied without their history.
+
+`uncollected`: work that makes many objects, all of which live to its end, is not held up by garbage collection.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -83,3 +88,15 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         memo[id(value)] = set()
         return memo[id(value)]
     return copy.deepcopy(value, memo)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected in here: a trace, or a copy, makes many objects, all of which live to its end."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

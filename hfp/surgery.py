@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_map
 from hfp.attention import MultiheadAttention
 from hfp.cache import rows_at_hand
 from hfp.chance import NoChance
-from hfp.copies import copied
+from hfp.copies import copied, uncollected
 from hfp.eager import eagerly
 from hfp.inputs import Arguments
 from hfp.labels import prunable
 from hfp.names import Names
 from hfp.tracing.attributes import set_size
-from hfp.tracing.run import tensors_of, uncollected
+from hfp.tracing.play import tensors_of
 
 if TYPE_CHECKING:
     from hfp.channels import ChannelTable

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from hfp.channels import ChannelTable, build_table
+from hfp.copies import uncollected
 from hfp.inputs import arguments, describe
 from hfp.labels import Ledger, Place
 from hfp.names import Names
-from hfp.tracing.run import Subject, run, uncollected
+from hfp.tracing.play import Subject
+from hfp.tracing.run import run
 from hfp.trial.misfit import pins_of
 from hfp.trial.repair import Repairs
 from hfp.trial.trial import misfits

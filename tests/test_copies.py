@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hfp.copies import copied
+from hfp.copies import copied, uncollected
 
 
 class Holding(nn.Module):
@@ -108,3 +109,16 @@ def test_a_compiled_part() -> None:
     x = torch.ones(1, 2)
     torch.testing.assert_close(twin(x), model(x))
     assert list(twin.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_garbage_collection_is_as_it_was(collecting: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with pytest.raises(KeyError), uncollected():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()

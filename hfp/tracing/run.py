@@ -7,32 +7,32 @@ costs are counted, and once more in training mode where that could make a differ
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
 
 from hfp.eager import eagerly
-from hfp.inputs import Arguments, placed, shape_of
-from hfp.labels import Labels, Ledger, Pin, Place
-from hfp.names import Names
-from hfp.rules.own import OwnRuleError, Whole, rule_of
+from hfp.inputs import placed, shape_of
+from hfp.labels import Labels, Ledger
+from hfp.rules.own import OwnRuleError
 from hfp.tracing.functions import Around, Functions
 from hfp.tracing.modes import Modes
+from hfp.tracing.numbering import numbered
 from hfp.tracing.operands import Operand
+from hfp.tracing.play import Subject, play, preserved
 from hfp.tracing.position import Position, Site
 from hfp.tracing.ptflops_count import PtflopsCounter
 from hfp.tracing.siblings import follow_siblings
 from hfp.tracing.sizes import reads_widths
-from hfp.tracing.told import ASKING, attributes_asked, mark
+from hfp.tracing.told import ASKING, attributes_asked
 from hfp.tracing.unread import pin_unread
 from hfp.tracing.watcher import RuleError, Step, Watcher, caller, first_line
 
@@ -105,15 +105,6 @@ def needs_values(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or re.search(told, str(error).lower()) is not None
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The model that is watched, what it is called with, and the names in it."""
-
-    model: nn.Module
-    inputs: Arguments
-    names: Names
-
-
 def run(subject: Subject, ptflops: bool) -> Run:
     """What an evaluation and a training run say of the channels of the model, which is left as it was.
 
@@ -139,13 +130,8 @@ def _shadows(subject: Subject, real: bool) -> dict[str, Tensor]:
 
 
 def _run(subject: Subject, ptflops: bool, real: bool) -> Run:
-    ledger = Ledger()
     shadows = _shadows(subject, real)
-    _number(subject.names, shadows, ledger)
-    _state_sizes(subject.names, ledger)
-    for name, tensor in subject.names.tensors.items():
-        if tensor.layout != torch.strided:
-            ledger.pins += [Pin(ids, "is an axis of a sparse tensor", Place("", "", "")) for ids in ledger.axes[name]]
+    ledger = numbered(subject.names, shadows)
     seen = Run(ledger, steps={}, real=real, calls={}, entered={}, sized={}, reads_widths=False, operands=[])
     alike = _watch_evaluation(subject, shadows, seen, ptflops)
     seen.reads_widths = reads_widths(subject.model, {name.partition(".")[0] for _, name in ledger.attributes})
@@ -218,56 +204,6 @@ def _play_noted(
     seen.operands += [replace(operand, calls=entered[operand.site.inside]) for operand in functions.operands]
 
 
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm)
-_BESIDE = "weight bias running_mean running_var".split()
-
-
-def _number(names: Names, shadows: dict[str, Tensor], ledger: Ledger) -> None:
-    """Give ids to every index of every tensor; the vectors of a layer have the ids of its outputs from the start."""
-    first: dict[str, str] = {}
-    for module, path in names.modules.items():
-        if isinstance(module, _LAYERS) and type(module).__module__.startswith("torch.nn.modules."):
-            if isinstance(module, nn.modules.conv._ConvNd) and module.transposed:
-                continue
-            tensors = {**module._parameters, **module._buffers}
-            own = [key for key in _BESIDE if tensors.get(key) is not None]
-            aliases = [names.aliases[f"{path}.{key}" if path else key] for key in own]
-            first |= {name: aliases[0] for name in aliases[1:]}
-    for name, tensor in shadows.items():
-        like = ledger.axes.get(first.get(name, ""), ())[: tensor.dim()]
-        if [len(ids) for ids in like] == list(tensor.shape) and like:
-            ledger.axes[name] = like
-        else:
-            ledger.number(name, tensor.shape)
-
-
-def _state_sizes(names: Names, ledger: Ledger) -> None:
-    """The states of all layers and directions of a recurrent module have one size, which is kept as its attribute."""
-    for module, path in names.modules.items():
-        if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-            projected = getattr(module, "proj_size", 0) > 0
-            for kind, size in (
-                ("weight_hh", "proj_size" if projected else "hidden_size"),
-                ("weight_hr", "hidden_size"),
-            ):
-                own = [names.aliases[f"{path}.{key}" if path else key] for key in module._parameters if kind in key]
-                columns = [ledger.axes[name][1] for name in own]
-                place = Place("state", path, "")
-                for other in columns[1:]:
-                    ledger.tie(columns[0], other, place)
-                if not projected:  # each gate makes the whole state, though a run of one step does not show it
-                    for name in own:
-                        ledger.tie(ledger.axes[name][0].reshape(-1, len(columns[0])), columns[0], place)
-                if columns:
-                    ledger.attributes[path, size] = columns[0]
-                if columns and kind == "weight_hr":
-                    # PyTorch takes equal sizes for a state that is not projected: it has to stay the wider one. It
-                    # does, if a channel of it goes with each that it is projected to, since one of the others stays.
-                    projection = ledger.axes[own[0]][0]
-                    ledger.tie(columns[0][: len(projection)], projection, place)
-                    ledger.tie(ledger.attributes[path, "proj_size"], projection, place)
-
-
 _ONE = tree_flatten(None)[1]
 """How a single value is nested."""
 
@@ -294,89 +230,6 @@ def _memory_order(tensor: Tensor) -> list[int]:
         return list(range(tensor.dim()))
     strides = tensor.stride()
     return sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
-
-
-def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, training: bool) -> None:
-    """One forward under `functions` and its watcher; `shadows`: name -> tensor. Outputs are pinned."""
-    device = next(iter(shadows.values())).device if functions.watcher.real else torch.device("meta")
-    args, kwargs = placed(subject.inputs, device)
-    if training:  # batch norm wants more than one value per channel: a batch of two, where the first axis is a batch
-        args, kwargs = tree_map(_doubled, (args, kwargs))
-    swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
-    model = subject.model
-    with preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
-        model.train(training)
-        mark(subject.names.modules)
-        for module in model.modules():
-            if rule_of(module) is not None and "forward" not in vars(module):
-                module.forward = Whole(module)
-        with functions.watcher.position.following(), functions.watcher, functions:
-            out = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
-    for tensor in tensors_of(out):
-        for ids in functions.watcher.labels(tensor):
-            if ids is not None:
-                functions.watcher.ledger.pin(ids, "is an output of the network", Place("output", "", ""))
-
-
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Whatever is written into its modules in here (modes, caches, counters, sizes) is put back afterwards."""
-    inner = ("_parameters", "_buffers", "_modules")
-    saved = [(m, type(m), dict(vars(m)), [dict(vars(m)[name]) for name in inner]) for m in model.modules()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a fused operator would hide what attention is made of
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, own_class, attributes, contents in saved:
-            module.__class__ = own_class
-            vars(module).clear()
-            vars(module).update(attributes)
-            for name, content in zip(inner, contents, strict=True):
-                vars(module)[name].clear()
-                vars(module)[name].update(content)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No garbage is collected in here: a trace, or a copy, makes many objects, all of which live to its end."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
-
-
-_PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.Size)
-
-
-def tensors_of(out: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
-    """The tensors in what a model returns: any nesting of tuples, lists, dicts and dataclasses."""
-    found: list[Tensor] = []
-    for leaf in tree_leaves(out):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)], seen)
-        elif isinstance(leaf, _PLAIN) or leaf is None or id(leaf) in seen:
-            continue
-        elif (
-            hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module) and tensors_of(vars(leaf), seen | {id(leaf)})
-        ):
-            found += tensors_of(vars(leaf), seen | {id(leaf)})
-        else:
-            raise ValueError(
-                f"the model returns a {type(leaf).__name__}, in which tensors cannot be found; "
-                "return tensors in tuples, lists, dicts or dataclasses"
-            )
-    return found
-
-
-def _doubled(value: Any) -> Any:
-    return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == 1 else value
 
 
 def _runs(subject: Subject) -> bool:

@@ -20,8 +20,9 @@ from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Ledger, Pin
 from hfp.tracing.attributes import get_size
 from hfp.tracing.operands import Operand
+from hfp.tracing.play import Subject
 from hfp.tracing.position import Site
-from hfp.tracing.run import Called, Run, Subject
+from hfp.tracing.run import Called, Run
 from hfp.tracing.told import Reckoned, Told, sizes
 from hfp.trial.misfit import Misfit
 from hfp.trial.scaling import NOT_AT_ALL

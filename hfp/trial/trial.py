@@ -27,8 +27,9 @@ from hfp.surgery import resize
 from hfp.tracing.attributes import get_size, set_size
 from hfp.tracing.functions import Functions
 from hfp.tracing.operands import Operand
+from hfp.tracing.play import Subject, play, preserved
 from hfp.tracing.position import Position, Site
-from hfp.tracing.run import Called, Run, Subject, needs_values, play, preserved
+from hfp.tracing.run import Called, Run, needs_values
 from hfp.tracing.watcher import SIZELESS, RuleError, Step, Watcher, first_line, is_bug, line_of, module_of, source_line
 from hfp.trial import scaling
 from hfp.trial.blame import Blame

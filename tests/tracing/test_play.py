@@ -1,0 +1,80 @@
+"""A run leaves the model as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from promises import snapshot
+from specimen import Net, conv
+from torch import Tensor, nn
+from zoo import ZOO
+
+from hfp import trace
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+def chain() -> Net:
+    return ZOO["chain"].model(torch.float32)  # type: ignore[return-value]
+
+
+def test_a_model_that_remembers_is_left_as_it_was() -> None:
+    """The forward counts its calls, keeps an activation, changes a list and a buffer: none of it is seen afterwards."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        net.calls += 1
+        net.last = net.a(x)
+        net.total.add_(1)
+        return net.b(net.bn(net.last))
+
+    net = Net(run, a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 4))
+    net.calls, net.last = 0, None
+    net.register_buffer("total", torch.zeros(()))
+    before = snapshot(net)
+    trace(net, X)
+    assert (net.calls, net.last, float(net.total)) == (0, None, 0.0)
+    assert snapshot(net) == before
+
+
+def test_no_hook_is_left_behind() -> None:
+    """PyTorch warns of one when a module is compiled; a warning is an error here."""
+    trace(chain(), X)
+    torch.compile(nn.Linear(2, 3), backend="eager")(torch.zeros(1, 2))
+
+
+def test_the_old_weight_norm_keeps_its_weight() -> None:
+    with pytest.warns(FutureWarning):
+        net = nn.Sequential(nn.utils.weight_norm(conv(3, 6)), conv(6, 4))
+    trace(net, X)
+    assert not net[0].weight.is_meta
+
+
+def test_modules_in_different_modes_stay_in_them() -> None:
+    net = nn.Sequential(conv(3, 6), nn.BatchNorm2d(6), nn.Dropout(), conv(6, 4)).train()
+    net[1].eval()
+    trace(net, X)
+    assert [module.training for module in net] == [True, False, True, True]
+
+
+def test_gradients_and_hooks_survive() -> None:
+    net, seen = chain(), []
+    net.a.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    net(X).sum().backward()
+    before = net.a.weight.grad.clone()
+    seen.clear()
+    trace(net, X)
+    assert torch.equal(net.a.weight.grad, before)
+    net(X)
+    assert seen[-1] == (1, 6, 8, 8)
+
+
+def test_global_state_is_restored_also_after_an_error() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        raise KeyError("mine")
+
+    net = Net(run, a=conv(3, 6)).train()
+    before = snapshot(net)
+    with pytest.raises(ValueError, match="KeyError"):
+        trace(net, X)
+    assert snapshot(net) == before
+    assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
