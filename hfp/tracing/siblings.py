@@ -26,7 +26,7 @@ Own = Mapping[str, str]
 def follow_siblings(
     names: Names, ledger: Ledger, steps: Iterable[Step], operands: Sequence[Operand]
 ) -> Iterator[Operand]:
-    """Tie modules that have not run to their siblings. Of those that have none, there is a note.
+    """Tie modules that have not run to their siblings. Those that have none, and parameters not used, are in a note.
 
     The operands of their functions, where `operands` are those of what has run.
     """
@@ -47,6 +47,10 @@ def follow_siblings(
                 yield from shared.follow(child, own[child], sibling, own[sibling])
             else:
                 alone.append(child)
+        weights = {
+            key: names.aliases[prefix + key] for key, own in parent.named_parameters(recurse=False) if own.dim() > 1
+        }
+        alone += [prefix + key for key, name in weights.items() if path in ran and name not in ran]
     if alone:
         ledger.notes.append(
             f"{', '.join(alone)} did not run on the example inputs, whose values decide what does: where it reads "

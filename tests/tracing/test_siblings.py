@@ -66,6 +66,19 @@ def test_an_idle_module_without_a_sibling_is_told() -> None:
     assert "experts.2 did not run" in str(table)
 
 
+def test_idle_weights_of_a_module_that_ran_are_told() -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift, self.weights = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(2, 8, 8))
+
+        def forward(self, h: Tensor) -> Tensor:
+            return h @ self.weights[0] if h.sum() > 1e9 else h + self.shift
+
+    table = trace(mixture(Stacked(), Stacked()), rows(0, 0))
+    assert table.notes[0].startswith("experts.0.weights did not run")
+
+
 def test_what_runs_in_one_mode_has_run() -> None:
     class Auxiliary(Mixture):
         def forward(self, x: Tensor) -> Tensor:
