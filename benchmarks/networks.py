@@ -290,6 +290,12 @@ VISION = {**BERT, "image_size": 32, "patch_size": 8, "num_labels": 7}
 STAGED = {"depths": [1, 2], "image_size": 32, "num_labels": 7}
 LLAMA = {**BERT, **TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64}
 GPT = {"n_embd": 48, "n_layer": 2, "n_head": 4, **TEXT}
+EXPERTS = {**LLAMA, "num_experts_per_tok": 2, "use_cache": False}
+DEEPSEEK = {
+    **EXPERTS, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+}  # fmt: skip
 T5 = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4, **TEXT}
 SEGFORMER = {"hidden_sizes": [16, 32, 40, 48], "depths": [1] * 4, "num_attention_heads": [1, 2, 4, 4]}
 WHISPER = {"d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 80, "num_mel_bins": 16}
@@ -323,6 +329,14 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "llama, no cache": ("LlamaForCausalLM", {**LLAMA, "use_cache": False}, "text"),
     "mistral": ("MistralForCausalLM", {**LLAMA, "sliding_window": 8}, "text"),
     "mistral, no cache": ("MistralForCausalLM", {**LLAMA, "sliding_window": 8, "use_cache": False}, "text"),
+    "mixtral, no cache": ("MixtralForCausalLM", {**EXPERTS, "num_local_experts": 4}, "text"),
+    "qwen3, experts, no cache": (
+        "Qwen3MoeForCausalLM",
+        {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 32, "head_dim": 12},
+        "text",
+    ),
+    "gpt-oss, no cache": ("GptOssForCausalLM", {**EXPERTS, "num_local_experts": 4, "head_dim": 12}, "text"),
+    "deepseek 3, no cache": ("DeepseekV3ForCausalLM", DEEPSEEK, "text"),
     "t5": ("T5ForConditionalGeneration", T5, "text to text"),
     "t5, no cache": ("T5ForConditionalGeneration", {**T5, "use_cache": False}, "text to text"),
     "t5, encoder": ("T5EncoderModel", T5, "text"),

@@ -51,7 +51,8 @@ def wrap(
     `round_to`: widths become multiples of it (those that are smaller, or no multiple, to begin with may stay as they
     are).
     `counter`: "macs" counts multiply-adds of convolutions, linear layers and matrix products, half of what
-        `torch.utils.flop_counter.FlopCounterMode` shows; "ptflops" what ptflops' default backend prints.
+        `torch.utils.flop_counter.FlopCounterMode` shows, and of grouped products (experts), which it does not know;
+        "ptflops" what ptflops' default backend prints.
     `method`: how channels are judged, and when they are cut: a name of `hfp.methods.METHODS`, or an `hfp.Method`.
     `verify`: whether to compare the gated with the compacted network on random numbers, before any training; by
         default, with fewer random cuts, networks of up to 50 million parameters are.

@@ -261,6 +261,32 @@ def pooled_by_a_learned_query() -> Net:
     return attended(run, DEFAULT, query=parameter(1, 1, 12), kv=nn.Linear(24, 24))
 
 
+@specimen(shapes=TOKENS, least=FUSED)
+def delta_rule() -> Net:
+    """As in Qwen3.5's linear attention: what each token adds to the memory, all tokens at once."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, x)
+        overlap = torch.eye(x.shape[1]).to(x) + (k @ k.mT).tril(-1) * net.scale
+        added = torch.linalg.solve_triangular(overlap, v, upper=False, unitriangular=True)
+        return merged(net, (q @ k.mT).tril() @ added)
+
+    return attended(run, DEFAULT, **fused(DEFAULT))
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def delta_rule_of_rows() -> Net:
+    """The same, written the other way round."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = qkv_of(net, x)
+        overlap = torch.eye(x.shape[1]).to(x) + (k @ k.mT).triu(1) * net.scale
+        added = torch.linalg.solve_triangular(overlap, v.mT, upper=True, left=False)
+        return merged(net, (q @ k.mT).tril() @ added.mT)
+
+    return attended(run, DEFAULT, **fused(DEFAULT))
+
+
 # ---------------------------------------------------------------------------------------------- packed layers
 
 PACKED = "mix.in_proj_weight/0 mix.in_proj_weight/1 mix.out_proj mix.out_proj.weight/1 embed head.weight/1"

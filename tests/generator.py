@@ -205,14 +205,20 @@ def split(draw: Draw) -> nn.Module:
 
 
 def gated_half(draw: Draw) -> nn.Module:
-    """As in WaveNet: one half of the channels gates the other; an attribute says where the second half begins."""
+    """As in WaveNet: one half of the channels gates the other; an attribute says where the second half begins.
+
+    Or every second channel gates the one before it, as in gpt-oss.
+    """
     width = draw.width if draw.random.random() < 0.5 else draw.new_width()
     net = Net(None, conv=nn.Conv2d(draw.width, 2 * width, 1), last=draw.conv(width, draw.width), n=width)  # type: ignore[arg-type]
-    by, added = draw.random.choice(("slices", "parts", "reckoned")), draw.random.random() < 0.5
+    by, added = draw.random.choice(("slices", "parts", "reckoned", "turns")), draw.random.random() < 0.5
 
     def run(net: Net, x: Tensor) -> Tensor:
         h, n = net.conv(x), net.n
-        a, b = (h[:, :n], h[:, n:]) if by == "slices" else h.split(n if by == "parts" else 2 * n // 2, dim=1)
+        if by == "turns":
+            a, b = h[:, ::2], h[:, 1::2]
+        else:
+            a, b = (h[:, :n], h[:, n:]) if by == "slices" else h.split(n if by == "parts" else 2 * n // 2, dim=1)
         y = net.last(torch.tanh(a) * torch.sigmoid(b))
         return x + y if added else y
 

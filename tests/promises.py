@@ -66,12 +66,20 @@ def call(model: Callable[..., Any], arguments: Arguments, seed: int = 0) -> Any:
         return model(*arguments[0], **arguments[1])
 
 
+def grouped_flop(a: tuple[int, ...], b: tuple[int, ...], *_: Any, out_shape: tuple[int, ...], **__: Any) -> int:
+    """Each of the numbers that come out is a sum over the last axis of a."""
+    return 2 * math.prod(out_shape) * a[-1]
+
+
+UNKNOWN_TO_PYTORCH = {torch.ops.aten._grouped_mm: grouped_flop} if hasattr(torch.ops.aten, "_grouped_mm") else {}
+
+
 def measured(model: nn.Module, arguments: Arguments) -> tuple[int, int]:
     """(multiply-adds, parameters) by PyTorch's own counter."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)  # the counter hooks into gradients, and fails on views that are to have one
     try:
-        with only_plain_operators(), FlopCounterMode(display=False) as counter:
+        with only_plain_operators(), FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_PYTORCH) as counter:
             call(model, arguments)
     finally:
         for parameter in trained:

@@ -292,6 +292,21 @@ def transposed_depthwise() -> Net:
     return Net(lambda net, x: net.c(net.b(net.a(x))), a=conv(3, 6), b=b, c=conv(6, 4))
 
 
+@specimen(least="a b.weight/1")
+def every_second_channel() -> Net:
+    """As in gpt-oss: it gates the one before it."""
+    return Net(lambda net, x: net.b(gated_by_turns(net.a(x))), a=conv(3, 12), b=conv(6, 4))
+
+
+@specimen(least="a b.weight/1")
+def every_third_channel() -> Net:
+    return Net(lambda net, x: net.b(net.a(x)[:, 2::3]), a=conv(3, 12), b=conv(4, 4))
+
+
+def gated_by_turns(h: Tensor) -> Tensor:
+    return h[:, ::2] * h[:, 1::2].sigmoid()
+
+
 def shuffle(x: Tensor, groups: int) -> Tensor:
     b, c, height, width = x.shape
     return x.view(b, groups, c // groups, height, width).transpose(1, 2).contiguous().view(b, -1, height, width)

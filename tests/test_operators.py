@@ -68,6 +68,7 @@ WHOLE: dict[str, Function] = {
     "beside each other": lambda h: F.local_response_norm(h, 3),
     "a width that is written out": lambda h: F.layer_norm(h.mT, (12,)).mT,
     "spectrum of channels": lambda h: torch.fft.fft(h, dim=1).real,
+    "solved for": lambda h: torch.linalg.solve_triangular(torch.eye(12).to(h) * 2, h, upper=True),
     "without a rule": lambda h: h * torch.linalg.svdvals(h)[:, :1, None],
     "fixed positions": lambda h: torch.cat([h.narrow(1, 4, 8), h.narrow(1, 0, 4)], 1),
     "one by one": lambda h: torch.stack(h.unbind(1)[::-1], 1),

@@ -19,6 +19,7 @@ from hfp.deploy.origin import Outcome
 from hfp.experiment import loop
 from hfp.inputs import Arguments, batched
 from hfp.ptflops_check import measured
+from hfp.rules.mixers import GROUPED
 
 Pair = list[float | None]
 """Of the dense and of the compact network."""
@@ -46,12 +47,16 @@ def count_params(net: nn.Module) -> int:
 
 
 def count_macs(net: nn.Module, given: Arguments) -> int:
-    """Half of what `FlopCounterMode` counts for one pass: convolutions, linear layers and matrix products.
+    """Half of what `FlopCounterMode` counts for one pass, told of grouped products: convolutions and matrix products.
 
     With gradients, and attention as matrix products: what is fused, the counter sees in some versions of PyTorch only.
     """
     net = copied(net, {}).eval()
-    with FlopCounterMode(display=False) as counter, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with (
+        FlopCounterMode(display=False, custom_mapping=GROUPED) as counter,
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         net(*given[0], **given[1])
     return int(counter.get_total_flops()) // 2
 

@@ -9,6 +9,7 @@ without a weight: there removed channels have to be hidden from the operator its
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -244,6 +245,50 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     return _labels(call.out.dim(), {**batch, -2: rows, -1: columns})
 
 
+def grouped_mm(ledger: Ledger, call: Call) -> Labels:
+    """`(a, b, offs, bias)`: each row of a (M, K) times the matrix (K, N) in b of the expert that it was sent to."""
+    a, b = call.args[:2]
+    bias = call.argument(3, "bias", None)
+    if a.dim() != 2 or b.dim() != 3:
+        return unknown(ledger, call)
+    left, right, made = call.ids(a, 1), call.ids(b, 1), call.ids(b, 2)
+    for ids in (call.ids(a, 0), call.ids(b, 0)):
+        if ids is not None:
+            ledger.pin(ids, "is looked up by index", call.place)
+    for ids in (left, right, made if b.stride(2) == 1 else None):  # what lies side by side in memory
+        if ids is not None:
+            _aligned(ledger, call, ids, a.element_size())
+    _read(ledger, call, a, left, b, right)
+    if made is not None and is_weight(call, b, a):
+        ledger.produced.append(made)
+    if bias is not None:
+        _add_bias(ledger, call, made, bias)
+    count_macs(ledger, call, a.shape[0], [_read_along(call, a, (b, 1)), (b, 2)])
+    return (None, made)
+
+
+def _aligned(ledger: Ledger, call: Call, ids: Tensor, bytes_each: int) -> None:
+    """Grouped products take rows of whole 16 bytes only: channels go by the eight, which suits half precision as well.
+
+    Where there are no whole eights, by as many as fill 16 bytes.
+    """
+    run = 8 if len(ids) % 8 == 0 else 16 // bytes_each
+    if len(ids) % run:
+        ledger.pin(ids, "would no longer be whole 16 bytes", call.place)
+    else:
+        runs = ids.reshape(-1, run)
+        ledger.tie(runs[:, :1], runs, call.place)
+
+
+def grouped_flop(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """Floating-point operations of a grouped product of such shapes, which `FlopCounterMode` has no formula for."""
+    return 2 * prod(a) * b[-1] if (len(a), len(b)) == (2, 3) else 0
+
+
+GROUPED = {torch.ops.aten._grouped_mm: grouped_flop} if hasattr(torch.ops.aten, "_grouped_mm") else {}
+"""To count them: `FlopCounterMode(custom_mapping=GROUPED)`."""
+
+
 def linear(ledger: Ledger, call: Call) -> Labels:
     """`(x, weight, bias)`: as one operator, not the views and the product that PyTorch makes of it."""
     x, weight, *bias = call.args
@@ -298,6 +343,17 @@ def _read(ledger: Ledger, call: Call, a: Tensor, left: Tensor | None, b: Tensor,
                 ledger.pin(ids, "is multiplied by a tensor of its own, fixed size", call.place)
 
 
+def solve_triangular(ledger: Ledger, call: Call) -> Labels:
+    """`(a, b, upper, left)`: each column of b (or each row) is solved for by itself; `FlopCounterMode` counts none."""
+    a, b = call.args[:2]
+    kept, solved = (-1, -2) if call.argument(3, "left", True) else (-2, -1)
+    for ids in (call.ids(a, -1), call.ids(a, -2), call.ids(b, solved)):
+        if ids is not None:
+            ledger.pin(ids, "is solved for along the channels", call.place)
+    batch = {axis: batch_labels(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)}
+    return _labels(call.out.dim(), {**batch, kept: call.ids(b, kept)})
+
+
 def is_weight(call: Call, weight: Tensor, x: Tensor) -> bool:
     """Whether of two tensors that are multiplied this one is the weight: stored, or computed from what is."""
     return call.name_of(weight) is not None or (call.is_stored(weight) and not call.is_stored(x))
@@ -336,7 +392,9 @@ MIXERS: dict[str, Rule] = {
     **dict.fromkeys("mm bmm matmul".split(), matmul),
     **dict.fromkeys("addmm baddbmm".split(), addmm),
     "_sparse_addmm": sparse_addmm,
+    "_grouped_mm": grouped_mm,
     "linear": linear,
+    "linalg_solve_triangular": solve_triangular,
     **dict.fromkeys("mv addmv dot vdot".split(), matrix_vector),
     **dict.fromkeys("embedding _embedding_bag _embedding_bag_forward_only".split(), embedding),
 }

@@ -43,7 +43,10 @@ def unbind(ledger: Ledger, call: Call) -> list[Labels]:
 
 
 def slice_(ledger: Ledger, call: Call) -> Labels:
-    """`(input, dim, start, end, step)`: a slice that is one of several equal parts is cut like the others."""
+    """`(input, dim, start, end, step)`: a slice that is one of several equal parts is cut like the others.
+
+    So is every second index, from the first or from the next one on: of each pair both stay, or neither.
+    """
     source, labels = call.args[0], list(call.labels(call.args[0]))
     axis, size = call.argument(1, "dim", 0) % source.dim(), source.shape[call.argument(1, "dim", 0)]
     length, first, end = call.out.shape[axis], call.argument(2, "start", 0) or 0, call.argument(3, "end", None)
@@ -54,6 +57,9 @@ def slice_(ledger: Ledger, call: Call) -> Labels:
         if step == 1 and length > 1 and size % length == 0 and start % length == 0:
             parts = ids.reshape(-1, length)
             ledger.tie(parts[:1], parts, call.place)
+        elif step > 1 and length > 1 and start < step and size % step == 0 and length == size // step:
+            pairs = ids.reshape(-1, step)
+            ledger.tie(pairs[:, :1], pairs, call.place)
         else:
             bounds = [first] if end is None or end >= size else [first, end]
             for fixed in [_counted(ids, bound) for bound in bounds] if step == 1 else [ids]:
