@@ -129,6 +129,8 @@ class Ledger:
     _known: dict[tuple[Any, ...], tuple[Sequence[Tensor], Any]] = field(default_factory=dict)
     _held: dict[int, Tensor] = field(default_factory=dict)
     """By identity: vectors that are pinned."""
+    _beside: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By identity: vectors of ANY, and the first ids that they met."""
 
     def number(self, name: str, shape: Sequence[int]) -> None:
         """Give new ids to every dim of the tensor `name`."""
@@ -197,6 +199,9 @@ class Ledger:
 
         def tied() -> Tensor:
             ids = self.tie(a, b, place)
+            for alike, other in ((a, b), (b, a)):  # zeros that are added here and there are one tensor, of one length
+                if bool((alike == ANY).all()) and bool((other >= 0).all()):
+                    self.tie(self._beside.setdefault(id(alike), (alike, other))[1], other, place)
             return a if ids or bool((a >= 0).all()) else torch.where(a >= 0, a, torch.maximum(a, b))
 
         return a if a is b else self.once((a, b), "meet", tied)

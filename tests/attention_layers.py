@@ -261,6 +261,21 @@ def pooled_by_a_learned_query() -> Net:
     return attended(run, DEFAULT, query=parameter(1, 1, 12), kv=nn.Linear(24, 24))
 
 
+@specimen(shapes=TOKENS, least=f"{FUSED} again again.weight/1 after.weight/1")
+def one_bias_of_zeros_for_two_layers() -> Net:
+    """As in T5's cross-attention: the first layer makes it, of as many heads as it has, and hands it on."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        bias = torch.zeros(1, net.heads, x.shape[1], x.shape[1]).to(x)
+        for qkv, proj in ((net.qkv, net.proj), (net.again, net.after)):
+            b, n, _ = x.shape
+            q, k, v = qkv(x).view(b, n, 3, -1, net.dim).permute(2, 0, 3, 1, 4)
+            x = x + proj(F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2))
+        return x
+
+    return attended(run, DEFAULT, **fused(DEFAULT), again=nn.Linear(24, 36), after=nn.Linear(12, 24))
+
+
 @specimen(shapes=TOKENS, least=FUSED)
 def delta_rule() -> Net:
     """As in Qwen3.5's linear attention: what each token adds to the memory, all tokens at once."""
