@@ -353,21 +353,30 @@ def multihead_attention_with_pairs_hidden() -> Net:
     return beside(run, mix=nn.MultiheadAttention(12, 3, batch_first=True))
 
 
-@specimen(shapes=TOKENS)
-def multihead_attention_as_a_function() -> Net:
-    """PyTorch's function, called by the model's own code, insists on its width."""
-
+def attention_called(packed: Tensor | None) -> Net:
     def run(net: Any, x: Tensor) -> Tensor:
         parts = (net.q, net.k, net.v)
         biases = torch.cat([part.bias for part in parts])
         weights = {f"{name}_proj_weight": part.weight for name, part in zip("qkv", parts, strict=True)}
         out = (net.out.weight, net.out.bias)
         h = x.transpose(0, 1)
-        rest = (x.shape[-1], 3, None, biases, None, None, False, 0.0)
+        rest = (x.shape[-1], 3, packed, biases, None, None, False, 0.0)
         options = {"training": net.training, "use_separate_proj_weight": True, "need_weights": False}
         return F.multi_head_attention_forward(h, h, h, *rest, *out, **options, **weights)[0].transpose(0, 1)
 
     return beside(run, **{name: nn.Linear(12, 12) for name in ("q", "k", "v", "out")})
+
+
+@specimen(shapes=TOKENS)
+def multihead_attention_as_a_function() -> Net:
+    """PyTorch's function, called by the model's own code, insists on its width."""
+    return attention_called(None)
+
+
+@specimen(shapes=TOKENS)
+def multihead_attention_as_a_function_with_an_empty_weight() -> Net:
+    """As in WavLM, where something has to be given."""
+    return attention_called(torch.empty(0))
 
 
 @specimen(shapes=TOKENS, least=f"{PACKED} mix.bias_k/2 mix.bias_v/2")

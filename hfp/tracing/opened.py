@@ -190,8 +190,8 @@ def called_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """As `torch.nn.functional.multi_head_attention_forward`: where a model's own code calls it, and not a layer that is
     replaced by ours once it is cut, it still insists on heads that add up to the width."""
     given = _BODY.bind(*args, **kwargs).arguments
-    packed, width = given["in_proj_weight"], given["query"].size(-1)
-    made = given["q_proj_weight"].size(0) if packed is None else packed.size(0) // 3
+    width, separate = given["query"].size(-1), given.get("use_separate_proj_weight", False)
+    made = given["q_proj_weight"].size(0) if separate else given["in_proj_weight"].size(0) // 3
     if not width == made == given["embed_dim_to_check"]:
         raise AssertionError(
             f"expected an embedding of {given['embed_dim_to_check']}, got {width}, projected to {made}"

@@ -9,6 +9,7 @@ that is counted from the end have a wrong shape in some versions (2.8 to 2.11 at
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -108,6 +109,11 @@ def _ratio_into_first(x: Tensor, y: Any, *_: Any) -> Tensor | None:
 def _compared(x: Tensor, y: Any) -> Tensor | None:
     plain = x.is_contiguous() and not x.is_complex() and isinstance(y, (int, float))
     return torch.empty(x.shape, dtype=torch.bool, device="meta") if plain else None
+
+
+def _filled(fill: Callable[..., Tensor], x: Tensor, mask: Tensor, value: Tensor) -> Tensor | None:
+    """A single value may lie on the CPU, as with other operators and devices; on shapes PyTorch wants it beside x."""
+    return fill(x, mask, value.to("meta")) if value.dim() == 0 and not value.is_meta else None
 
 
 def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -216,6 +222,8 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     aten.div_.Tensor: _ratio_into_first,
     aten.div.Scalar: _ratio,
     **{getattr(aten, name).Scalar: _compared for name in "eq ne lt le gt ge".split()},
+    aten.masked_fill.Tensor: partial(_filled, aten.masked_fill.Tensor),
+    aten.masked_fill_.Tensor: partial(_filled, aten.masked_fill_.Tensor),
     aten.native_batch_norm.default: _batch_norm,
     aten.addmm.default: _addmm,
     aten.bmm.default: _bmm,

@@ -65,6 +65,9 @@ def arguments(func: Any, generator: random.Random) -> tuple[Any, ...]:
     if name.startswith("upsample"):
         aligned = [False] if name == "upsample_bilinear2d" else []
         return strided(generator, *some(generator, generator.choice([3, 4, 4]))), some(generator, 2), *aligned
+    if name == "masked_fill":
+        shape = generator.choice([list(x.shape), some(generator, 2), [1, *x.shape[1:]]])
+        return x, meta(*shape, dtype=torch.bool), torch.zeros((), dtype=x.dtype)
     if name == "mean":
         axes = [generator.randint(-3, 3) for _ in range(generator.randint(0, 2))]
         return x, axes, generator.random() < 0.5
@@ -100,7 +103,8 @@ def test_outputs_are_those_of_pytorch(func: Any) -> None:
         generator = random.Random(seed)
         args = arguments(func, generator)
         try:
-            expected = described(func(*args))
+            beside = [x.to("meta") if isinstance(x, Tensor) else x for x in args]  # which is all that PyTorch takes
+            expected = described(func(*beside))
             if func is aten.convolution.default:  # which lets pass on shapes what it refuses on numbers
                 func(*(torch.zeros(x.shape) if isinstance(x, Tensor) else x for x in args))
         except Exception as error:
@@ -110,6 +114,14 @@ def test_outputs_are_those_of_pytorch(func: Any) -> None:
         assert described(outputs(func, args, {})) == expected, args
         quick += shapes._PLAIN[func](*args) is not None
     assert quick >= 5
+
+
+@pytest.mark.parametrize("mask", [(2, 3), (3,), (4, 1, 1)])
+def test_a_value_that_fills_may_lie_on_the_cpu(mask: tuple[int, ...]) -> None:
+    """As on other devices: a model's code says `x.masked_fill(mask, torch.tensor(-1e9))`."""
+    x, where, value = torch.ones(2, 3), torch.ones(mask, dtype=torch.bool), torch.tensor(-1e9)
+    out = outputs(aten.masked_fill.Tensor, (x.to("meta"), where.to("meta"), value), {})
+    assert out.is_meta and out.shape == x.masked_fill(where, value).shape
 
 
 @pytest.mark.parametrize("keepdim", [False, True])
