@@ -199,7 +199,8 @@ class Ledger:
 
         def tied() -> Tensor:
             ids = self.tie(a, b, place)
-            for alike, other in ((a, b), (b, a)):  # zeros that are added here and there are one tensor, of one length
+            # Zeros that are added here and there are one tensor, of one length.
+            for alike, other in () if ids else ((a, b), (b, a)):
                 if bool((alike == ANY).all()) and bool((other >= 0).all()):
                     self.tie(self._beside.setdefault(id(alike), (alike, other))[1], other, place)
             return a if ids or bool((a >= 0).all()) else torch.where(a >= 0, a, torch.maximum(a, b))
