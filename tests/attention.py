@@ -42,6 +42,7 @@ class Size(NamedTuple):
 
 
 DEFAULT, SIX_HEADS, NARROW, ALIKE = Size(), Size(6, 4, 26), Size(3, 4, 12), Size(4, 4, 16)
+LARGER, TWO_HEADS = Size(4, 8, 26), Size(2, 4, 8)
 
 
 def attended(run: Callable[[Any, Tensor], Tensor], s: Size, **parts: Any) -> Net:
@@ -439,6 +440,43 @@ def grouped_query_by_five_dimensions() -> Net:
         return net.proj(torch.einsum("bhgnm,bmhd->bnhgd", weights, v).flatten(2))
 
     return attended(run, SIX_HEADS, kv_heads=2, **apart(SIX_HEADS, 2))
+
+
+@specimen(shapes=TOKENS, least=APART)
+def retention_with_a_norm_of_each_head(s: Size = LARGER) -> Net:
+    """Half of the heads and half of each head are the same share: the factor is of the latter. As in a RetNet."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, net.heads, net.dim).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        out = (q @ k.mT * net.dim**-0.5) @ v
+        return net.proj(net.norm(out.transpose(1, 2).reshape(b * n, -1)).view(b, n, -1))
+
+    return attended(run, s, norm=nn.GroupNorm(s.heads, s.inner), **apart(s))
+
+
+@specimen(shapes=TOKENS, least=APART)
+def scaled_by_the_stream_which_is_as_wide_as_all_heads(s: Size = TWO_HEADS) -> Net:
+    """Where as much is left of both, only a cut of one alone tells which it is."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        q, k, v = (layer(x).view(b, n, net.heads, net.dim).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        return net.proj((q @ k.mT * d**-0.5 @ v).transpose(1, 2).reshape(b, n, -1))
+
+    return attended(run, s, **apart(s))
+
+
+@specimen(shapes=((4, 4, 4),))
+def scaled_by_a_size_of_heads_that_is_reckoned_from_the_stream() -> Net:
+    """A quotient, rounded down: it cannot be followed."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        q, k, v = (layer(x).view(b, n, net.heads, net.dim).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        return net.proj((q @ k.mT * (d // net.heads) ** -0.5 @ v).transpose(1, 2).reshape(b, n, -1))
+
+    return attended(run, ALIKE, **apart(ALIKE))
 
 
 @specimen(shapes=TOKENS)

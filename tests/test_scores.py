@@ -56,6 +56,24 @@ def test_hfp_does_not_cut_a_layer_to_one_channel_for_gates_that_are_a_little_sma
     assert shares[1] == min(shares) == pytest.approx(0.9**2 * max(shares), abs=1 / 16)  # a channel of the narrowest
 
 
+def test_of_complex_weights_the_modulus_counts() -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 6), nn.Linear(5, 2)
+            self.mix = nn.Parameter(torch.randn(6, 5, dtype=torch.cfloat))
+
+        def forward(self, x: Tensor) -> Tensor:  # (batch, positions, 3)
+            f = torch.fft.rfft(self.first(x), dim=1)
+            return self.last(torch.fft.irfft(torch.einsum("bpi,io->bpo", f, self.mix), dim=1))
+
+    model = Spectral()
+    table = hfp.trace(model, torch.randn(2, 8, 3))
+    squares = hfp.methods.filter_sizes(model, table, torch.square)
+    made = table.axes["mix"][1]  # by no other filters
+    assert torch.allclose(squares[made], model.mix.detach().abs().square().mean(0).double())
+
+
 def test_pag_compares_filters_of_all_layers_as_they_are() -> None:
     net = wrapped("pag", target_params=0.45, target_macs=None)
     expected = torch.cat([sizes(net.model[0]), sizes(net.model[3])])  # type: ignore[index]

@@ -94,8 +94,9 @@ def _sums(size: Callable[[Tensor], Tensor], weight: Tensor, dim: int) -> Tensor:
     """
     others = [other for other in range(weight.dim()) if other != dim]
     rows = rows_at_hand(weight, dim)
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    return torch.cat([size(part).sum(others, dtype=dtype) for part in weight.split(rows, dim)])
+    dtype = torch.promote_types(weight.dtype.to_real(), torch.float32)
+    parts = (part.abs() if part.is_complex() else part for part in weight.split(rows, dim))
+    return torch.cat([size(part).sum(others, dtype=dtype) for part in parts])
 
 
 def scores(net: GatedModel) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -21,11 +22,17 @@ def keeps(table: ChannelTable) -> Iterator[Tensor]:
     Groups of the same width keep different numbers of channels, so that a length that follows another group does not
     look right by chance. Where there are more groups than numbers, several parts tell them apart: the last of them is
     the fewest channels, if there a few more of those that are not yet told apart will do.
+
+    Where the gated network is scaled by the share of some channels, these stay whole in one part: a factor that the
+    code reckons from others changes all the same.
     """
     parts = _parts(table)
     more = _more(table, parts - 1) if parts > 1 else None
     for number in range(parts if more is None else parts - 1):
         yield random_part(table, number)
+    scaled = _scaled(table)
+    if bool(scaled.any()):
+        yield random_part(table) | scaled
     yield smallest_cut(table, more)
 
 
@@ -49,13 +56,31 @@ def smallest_cut(table: ChannelTable, more: dict[int, int] | None = None) -> Ten
     return keep
 
 
+def _scaled(table: ChannelTable) -> Tensor:
+    """(channels,) bool: by the share of which the gated network is scaled; of a product all the factors."""
+    found = torch.zeros(table.channels + len(table.products) + 1, dtype=torch.bool)
+    for operand in table.operands:
+        if operand.how == "power":
+            found[operand.channels] = True
+    found[table.products[found[table.channels : -1]].flatten()] = True
+    return found[: table.channels]
+
+
 @cache
 def _numbers(width: int, least: int) -> list[int]:
-    """How many channels of a group may be left in a random part, the nearest to half of them first."""
+    """How many channels of a group may be left in a random part, the best first: primes, the nearest to half of them.
+
+    A prime over a width that it does not divide is no power of another such share: so a factor that the model's code
+    reckons from one width (half of its heads) is not taken for one reckoned from another (half of each head).
+    """
     # Two at least, where that is a cut: a single channel is not followed by name (see `hfp.trial.cut`).
     least = max(least, 2 if width > 2 else 1)
     numbers = range(least, width + 1 if width <= SMALL else max(least + 1, width))
-    return sorted(numbers, key=lambda n: abs(n - width / 2))[:64]
+    return sorted(numbers, key=lambda n: (not _is_prime(n) or width % n == 0, abs(n - width / 2)))[:64]
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
 
 
 def _counts(table: ChannelTable, number: int) -> list[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from fractions import Fraction
+from itertools import combinations, permutations
 
 import pytest
 import torch
@@ -46,6 +47,14 @@ def test_any_two_groups_of_a_width_are_told_apart(widths: list[int], trials: int
             # With one channel a length fits where it meets another by being spread over it.
             plain = [trial for trial in every if widths[a] <= 3 or min(trial[a], trial[b]) > 1]
             assert any(trial[a] != trial[b] for trial in plain), (a, b)
+
+
+def test_the_share_of_one_width_is_no_power_of_that_of_another() -> None:
+    """Of which width the model's code reckons a factor, could not be told otherwise."""
+    widths = [4, 8, 9, 12, 16, 24, 32, 64]
+    shares = [Fraction(left, width) for left, width in zip(counts(chain(widths))[0], widths, strict=True)]
+    for a, b in permutations(shares, 2):
+        assert a != b and a != b**2 and a != b**4
 
 
 @pytest.mark.parametrize("widths", [[2, 3, 4, 5], [12] * 12, [4] * 60, [3] * 9, [2] * 9])
