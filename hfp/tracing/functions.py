@@ -19,6 +19,7 @@ from hfp.attention import scaled_scores
 from hfp.labels import Ask
 from hfp.rules.call import values_in
 from hfp.rules.own import Whole
+from hfp.tracing.numbers import MAKERS
 from hfp.tracing.opened import attention, opened, unscaled_scores
 from hfp.tracing.operands import Operand, find
 from hfp.tracing.position import Site
@@ -91,7 +92,7 @@ class Functions(TorchFunctionMode):
             return out
         if self.pretended and any(isinstance(value, torch.device) for value in values_in((args, kwargs))):
             args, kwargs = tree_map(self._actual, (args, kwargs))
-        args, kwargs = self.watcher.to_meta((args, kwargs))
+        args, kwargs = self.watcher.to_meta((args, kwargs), numbers=name == "einsum")
         if self.watcher.is_paused:  # inside a module that has a rule
             return func.forward(*args, **kwargs) if isinstance(func, Whole) else func(*args, **kwargs)
         ledger = self.watcher.ledger
@@ -141,7 +142,10 @@ class Functions(TorchFunctionMode):
         self.watcher.position.followed = func
         try:
             with _unfused() if site.function == "lstm" else nullcontext():
-                return func(*args, **kwargs)
+                out = func(*args, **kwargs)
+            if site.function in MAKERS:
+                self.watcher.tell_number(out, (*args, *kwargs.values()))
+            return out
         finally:
             self.watcher.position.followed = None
 

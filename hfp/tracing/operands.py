@@ -65,7 +65,7 @@ def find(
     (`factors_of`, (n, k)) along one axis each, or channels along one axis that stand beside each other on the merged
     one. Empty where hiding is not possible.
     """
-    if function in ("__ior__", "__iadd__") or (function.endswith("_") and not function.endswith("__")):
+    if function in ("__ior__", "__iadd__") or _in_place(function):
         return []
     if kwargs.get("out") is not None or function not in LEAVES.get(ask.how, function).split():
         return []
@@ -88,6 +88,10 @@ def find(
     return [place for place, fits in zip(carried, same, strict=True) if any(fits)]
 
 
+def _in_place(function: str) -> bool:
+    return function.endswith("_") and not function.endswith("__")
+
+
 def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
     """The arguments with removed channels hidden. `gates`: for each operand, those along its axis."""
     leaves, spec = tree_flatten((args, kwargs))
@@ -107,7 +111,9 @@ def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs
 
 def _hidden(x: Tensor, gate: Tensor, operand: Operand) -> Tensor:
     if operand.how == "power":
-        return x * (gate.detach().sum() / len(gate)).pow(operand.power).to(x.dtype)
+        factor = (gate.detach().sum() / len(gate)).pow(operand.power).to(x.dtype)
+        in_place = operand.site.function in ("__imul__", "__itruediv__") or _in_place(operand.site.function)
+        return x.mul_(factor) if in_place else x * factor
     shape = [len(gate) if axis == operand.axis else 1 for axis in range(-x.dim(), 0)]
     if operand.how in ("lowest", "highest"):
         limits = torch.finfo(x.dtype)

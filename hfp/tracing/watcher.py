@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from numbers import Number
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -24,12 +25,14 @@ from hfp.inputs import shape_of
 from hfp.labels import Labels, Ledger, Place, Term
 from hfp.rules import RULES, Call, unknown
 from hfp.rules.call import base_name, stays_whole, tensors_in, values_in
+from hfp.rules.mixers import MIXERS
 from hfp.rules.movers import MOVERS
 from hfp.rules.norms import NORMS
 from hfp.rules.own import OWN, OwnRuleError, rule_of
 from hfp.rules.pointwise import FACTORIES, POINTWISE, UNIFORM
 from hfp.rules.reducers import REDUCERS
 from hfp.tracing.memory import Memory
+from hfp.tracing.numbers import Numbers
 from hfp.tracing.position import Position
 from hfp.tracing.shapes import outputs
 from hfp.tracing.sizes import SIZE_FREE
@@ -90,6 +93,7 @@ class Watcher(TorchDispatchMode):
         # Keyed by identity; the tensor stands beside its entry so that no other can take its id while the run lasts.
         self._names = {id(tensor): (tensor, name) for name, tensor in shadows.items()}
         self._memory = Memory()
+        self._numbers = Numbers()
         for name, tensor in shadows.items():
             self._memory.label(tensor, ledger.labels(name))
             self._memory.meet(tensor, stored=True)
@@ -132,6 +136,13 @@ class Watcher(TorchDispatchMode):
             self.sizes += 1
             self.read = tensor
 
+    def tell_number(self, tensor: Any, arguments: Any) -> None:
+        """A tensor was made of the number that is the first of these arguments."""
+        given = next((value for value in values_in(arguments) if not isinstance(value, Tensor)), None)
+        if isinstance(tensor, Tensor) and tensor.numel() == 1 and isinstance(given, Number):
+            with self.paused():
+                self._numbers.note(tensor, given)
+
     def name_of(self, tensor: Any) -> str | None:
         return self._names.get(id(tensor), (None, None))[1]
 
@@ -144,6 +155,7 @@ class Watcher(TorchDispatchMode):
         out = outputs(func, args, kwargs)
         name = operator_name(func)
         self._pass_name_on(name, args, out)
+        self._numbers.reckon(func, name, args, kwargs, out)
         self._follow(func, args, kwargs, out, name, func.overloadpacket in flop_registry)
         return out
 
@@ -186,7 +198,7 @@ class Watcher(TorchDispatchMode):
         touched = sum(map(_some, after), before)
         if own or (touched and name.rstrip("_") not in SIZE_FREE and (before or self._as_wide(outs))):
             self.sizes += 1
-        scalars = tuple(map(self._value, values)) if own or name.rstrip("_") in SIZELESS else ()
+        scalars = self._scalars(name, values, tensors, kwargs, own)
         self.on_step(Step(name, scalars, tuple(t.shape for t in outs), after, touched, place, own))
 
     def _as_wide(self, made: list[Tensor]) -> bool:
@@ -229,28 +241,45 @@ class Watcher(TorchDispatchMode):
         self._pin(self._memory.beside(tensor), "is used through a tensor that no operator made", "a new tensor")
         self._memory.label(tensor, ())
 
-    def to_meta(self, arguments: Any) -> Any:
-        """Arguments of one function on one device: the meta device, if one of them is there."""
+    def to_meta(self, arguments: Any, numbers: bool = False) -> Any:
+        """Arguments of one function on one device: the meta device, if one of them is there.
+
+        `numbers`: also tensors without an axis, which most functions take from anywhere.
+        """
         if len({x.is_meta for x in tensors_in(arguments)}) < 2:
             return arguments
         with self.paused():
-            return tree_map(self._to_meta, arguments)
+            return tree_map(lambda value: self._to_meta(value, numbers), arguments)
 
-    def _to_meta(self, value: Any) -> Any:
+    def _to_meta(self, value: Any, numbers: bool) -> Any:
         """Constants that the model keeps as plain attributes are on their own device; here only shapes count."""
-        if not isinstance(value, Tensor) or value.is_meta or value.dim() == 0:
+        if not isinstance(value, Tensor) or value.is_meta or (value.dim() == 0 and not numbers):
             return value
         if id(value) not in self._on_meta:
             twin = shape_of(value)
             self._on_meta[id(value)] = (value, twin)
+            if value.numel() == 1:
+                self._numbers.note(twin, value)
             self.label(twin, self.labels(value))
             self._memory.meet(twin)
         return self._on_meta[id(value)][1]
 
+    def _scalars(self, name: str, values: list[Any], tensors: list[Tensor], kwargs: Any, own: bool) -> tuple[Any, ...]:
+        """`Step.scalars`. What is reckoned from numbers alone matters only where it meets other tensors."""
+        base = base_name(name)
+        if base in MIXERS and not own:
+            values = [*tensors, kwargs.get("alpha"), kwargs.get("beta")]
+        elif not own and base not in SIZELESS:
+            return ()
+        if tensors and not self.real and all(self._numbers.of(x) is not None for x in tensors):
+            return ()
+        return tuple(map(self._value, values))
+
     def _value(self, argument: Any) -> Any:
-        """What an argument adds to `Step.scalars`: numbers, also in tensors of one element off the meta device."""
+        """What an argument adds to `Step.scalars`: numbers, also in tensors of one element."""
         if isinstance(argument, Tensor):
-            return argument.item() if not (argument.is_meta or self.real) and argument.numel() == 1 else None
+            held = None if self.real else self._numbers.of(argument)
+            return None if held is None else held.item()
         return argument if isinstance(argument, (bool, int, float, complex, str)) else None
 
     def _pass_name_on(self, operator: str, args: Any, out: Any) -> None:

@@ -20,11 +20,13 @@ from hfp.tracing.position import Site
 from hfp.tracing.watcher import Step
 from hfp.trial.cut import Cut
 
-FACTORS = set("mul multiply div divide true_divide __mul__ __rmul__ __truediv__".split())
-"""Functions that scale their tensor by a number."""
+_NAMES = "mul multiply div divide true_divide"
+FACTORS = {*_NAMES.split(), *(f"{name}_" for name in _NAMES.split())}
+FACTORS |= set("__mul__ __rmul__ __truediv__ __imul__ __itruediv__ scaled_dot_product_attention".split())
+"""Functions that scale their first tensor by a number, or what they make of it."""
 POWERS = (-0.5, 0.5, -1.0, 1.0, -0.25, 0.25, -2.0, 2.0)
 NOT_AT_ALL = 0.0
-EXACT = 1e-9  # relative
+EXACT = 1e-6  # relative: the number may be in a tensor of float32
 MANY = 64  # lengths that are looked at
 
 

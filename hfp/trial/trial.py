@@ -183,7 +183,7 @@ class _Trial:
     def _computes_alike(self, step: Step, dense: Step) -> bool:
         """Whether it is given the same numbers, or a factor that the gated network will be given as well."""
         followed = self.scalings.get(self.site) if self.site else None
-        if followed is None:
+        if followed is None or scaling.ratio(step, dense) is None:  # a function may be several steps
             return step.scalars == dense.scalars
         return scaling.is_followed(step, dense, followed, self.cut)
 
