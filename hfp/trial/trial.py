@@ -184,7 +184,7 @@ class _Trial:
         """Whether it is given the same numbers, or a factor that the gated network will be given as well."""
         followed = self.scalings.get(self.site) if self.site else None
         if followed is None or scaling.ratio(step, dense) is None:  # a function may be several steps
-            return step.scalars == dense.scalars
+            return _same_numbers(step.scalars, dense.scalars)
         return scaling.is_followed(step, dense, followed, self.cut)
 
     def _scalings(self, step: Step) -> tuple[Operand, ...]:
@@ -344,6 +344,11 @@ class _Trial:
                 scalings=scalings,
             )
         )
+
+
+def _same_numbers(found: Sequence[Any], dense: Sequence[Any]) -> bool:
+    """Whether they are; of tensors with more than one element in the dense run none are known."""
+    return len(found) == len(dense) and all(old is None or new == old for new, old in zip(found, dense, strict=True))
 
 
 def _operator(step: Step) -> str:
