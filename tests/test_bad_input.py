@@ -231,6 +231,26 @@ def test_example_inputs_that_do_not_fit(given: Any, words: str) -> None:
     refused(words, lambda: wrap(example_inputs=given))
 
 
+def test_a_forward_that_trains_is_not_blamed_on_its_inputs() -> None:
+    class Adapting(nn.Module):
+        """Takes a step on what it is shown, as MAML does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, shown: Tensor, asked: Tensor) -> Tensor:
+            with torch.enable_grad():
+                loss = self.outer(self.inner(shown)).square().mean()
+                (slope,) = torch.autograd.grad(loss, self.outer.weight, create_graph=True)
+            return nn.functional.linear(self.inner(asked), self.outer.weight - slope)
+
+    refused(
+        "Adapting runs on the example inputs, but not where its operators are watched (RuntimeError: element 0",
+        lambda: hfp.trace(Adapting(), (torch.rand(5, 6), torch.rand(4, 6))),
+    )
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [

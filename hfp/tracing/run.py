@@ -235,6 +235,8 @@ def _memory_order(tensor: Tensor) -> list[int]:
 def _runs(subject: Subject) -> bool:
     """Whether the model runs on the example inputs, unwatched."""
     shadows = _shadows(subject, real=True)
+    for name in subject.names.parameters:  # whose gradient a forward may ask for
+        shadows[name].requires_grad_(subject.names.tensors[name].requires_grad)
     args, kwargs = placed(subject.inputs, next(iter(shadows.values()), torch.zeros(0)).device)
     with preserved(subject.model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
         subject.model.eval()
