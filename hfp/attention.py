@@ -58,7 +58,7 @@ def attention_body(
         q, k, v = _projected(inputs, in_proj_weight.chunk(3), in_proj_bias)
     tokens = k.size(0)
     if bias_k is not None and bias_v is not None:
-        k, v = (torch.cat([x, learned.expand(-1, x.size(1), -1)]) for x, learned in ((k, bias_k), (v, bias_v)))
+        k, v = (torch.cat([x, learned.expand(1, x.size(1), -1)]) for x, learned in ((k, bias_k), (v, bias_v)))
     if add_zero_attn:
         k, v = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (k, v))
     # (batch, heads, tokens, width of a head)

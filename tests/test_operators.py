@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,11 @@ from hfp import trace
 
 LAST = torch.arange(4, -1, -1)
 Function = Callable[[Tensor], Tensor]
+
+
+def ramp(*shape: int) -> Tensor:
+    return torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape)
+
 
 PRUNED: dict[str, Function] = {
     "cosine similarity": lambda h: h * F.cosine_similarity(h, h.flip(2), dim=1)[:, None],
@@ -71,6 +77,11 @@ WHOLE: dict[str, Function] = {
     "solved for": lambda h: torch.linalg.solve_triangular(torch.eye(12).to(h) * 2, h, upper=True),
     "without a rule": lambda h: h * torch.linalg.svdvals(h)[:, :1, None],
     "fixed positions": lambda h: torch.cat([h.narrow(1, 4, 8), h.narrow(1, 0, 4)], 1),
+    "the least of norms": lambda h: h * torch.linalg.vector_norm(h, -1, 1, keepdim=True),
+    "added to a product of constants": lambda h: torch.baddbmm(h, ramp(4, 12, 3), ramp(4, 3, 5)),
+    "channels that ask in order": lambda h: F.scaled_dot_product_attention(h, ramp(7, 5), ramp(7, 5), is_causal=True),
+    "summed to a size": lambda h: h * h.sum_to_size(4, 12, 1),
+    "a mean by counting": lambda h: h - h.sum(1, keepdim=True) / torch.ones(h.shape).sum(1, keepdim=True),
     "one by one": lambda h: torch.stack(h.unbind(1)[::-1], 1),
 }
 

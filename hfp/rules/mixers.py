@@ -128,6 +128,10 @@ def _transposed_groups(ledger: Ledger, call: Call) -> Labels:
     x, weight, bias, groups = *call.args[:3], call.args[8]
     read, rows = call.ids(x, 1), call.ids(weight, 0)
     made = None
+    for tensor, kept in ((x, 1), (weight, 0)):
+        for axis, ids in enumerate(call.labels(tensor)):
+            if ids is not None and axis != kept:
+                ledger.pin(ids, "is beside the channels of a grouped convolution", call.place)
     if read is None or rows is None or not isinstance(call.module, _ConvNd) or call.module.groups != groups:
         for ids in (read, rows):
             if ids is not None:
@@ -184,14 +188,17 @@ def deform_conv2d(ledger: Ledger, call: Call) -> Labels:
     return _labels(call.out.dim(), {1: made})
 
 
-def _add_bias(ledger: Ledger, call: Call, made: Tensor | None, bias: Tensor) -> None:
-    """Tie what is added to what was made."""
-    if made is not None and bias.dim():
-        own = call.ids(bias, -1)
-        if own is not None:
-            ledger.meet(made, own, call.place)
-        elif bias.shape[-1] > 1:
-            ledger.pin(made, "has a bias without labels", call.place)
+def _add_bias(ledger: Ledger, call: Call, made: Tensor | None, bias: Tensor, axis: int = -1) -> None:
+    """Tie what is added to what was made, along one axis."""
+    if bias.dim() < -axis or bias.shape[axis] == 1:
+        return
+    own = call.ids(bias, axis)
+    if made is not None and own is not None:
+        ledger.meet(made, own, call.place)
+    elif made is not None:
+        ledger.pin(made, "has a bias without labels", call.place)
+    elif own is not None:
+        ledger.pin(own, "is added to values that belong to no channel", call.place)
 
 
 def count_macs(
@@ -211,14 +218,8 @@ def addmm(ledger: Ledger, call: Call) -> Labels:
     """`addmm(bias, a, b)`, and `baddbmm` of batches: a product, and what is added to it."""
     labels = matmul(ledger, call)
     if len(call.args) == 3:
-        bias = call.args[0]
-        _add_bias(ledger, call, labels[-1], bias)
-        for axis in range(-bias.dim(), -1):
-            ids, own = labels[axis], call.ids(bias, axis)
-            if ids is not None and own is not None:
-                ledger.tie(ids, own, call.place)
-            elif ids is not None and bias.shape[axis] > 1:
-                ledger.pin(ids, "has a bias without labels", call.place)
+        for axis in range(-call.out.dim(), 0):
+            _add_bias(ledger, call, labels[axis], call.args[0], axis)
     return labels
 
 

@@ -33,7 +33,8 @@ def along(axes_of: Callable[[Call], tuple[set[int], bool]]) -> Rule:
         labels = call.labels(call.args[0])
         axes, remain = axes_of(call)
         axes = {axis % max(call.args[0].dim(), 1) for axis in axes}
-        how, reason = HIDDEN.get(call.place.operator), "is reduced or normalised along the channels"
+        how = None if _of_the_least(call) else HIDDEN.get(call.place.operator)
+        reason = "is reduced or normalised along the channels"
         for axis, ids in enumerate(labels):
             if ids is not None and axis in axes:
                 if how:
@@ -46,6 +47,12 @@ def along(axes_of: Callable[[Call], tuple[set[int], bool]]) -> Rule:
         return tuple(kept if remain else [ids for axis, ids in enumerate(kept) if axis not in axes])
 
     return rule
+
+
+def _of_the_least(call: Call) -> bool:
+    """Whether it is a norm of a negative order, to which zeros would matter most."""
+    order = call.argument(1, "ord") if call.place.operator in ("norm", "linalg_vector_norm") else None
+    return isinstance(order, (int, float)) and order < 0
 
 
 def _spatial(rank: int) -> Callable[[Call], tuple[set[int], bool]]:

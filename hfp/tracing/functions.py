@@ -102,6 +102,8 @@ class Functions(TorchFunctionMode):
         out = self.around(site, args, kwargs, partial(self._call, func, site, args, kwargs))
         if name in SIZE_FREE_FUNCTIONS:
             self.watcher.sizes = sizes
+        elif name == "sum_to_size":  # which no operator in it is given
+            self.watcher.sizes += 1
         elif not isinstance(out, Tensor) and tells_size(name, out):
             axes = args[1] if name == "size" and len(args) == 2 else slice(None)
             self.watcher.tell_size(args[0] if args else None, axes)

@@ -173,6 +173,9 @@ def attention(
     scores = torch.matmul(query, key.transpose(-2, -1))
     if scale is not None:
         scores = scores * scale
+    if is_causal:
+        queries, keys = (torch.arange(x.size(-2), device=x.device) for x in (query, key))
+        scores = scores.masked_fill(keys > queries[:, None], 0.0)
     if attn_mask is not None:
         scores = scores.masked_fill(attn_mask, 0.0) if attn_mask.dtype == torch.bool else scores + attn_mask
     return torch.matmul(torch.softmax(scores, -1), value)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from hfp.inputs import shape_of
-from hfp.labels import Labels, Ledger, Place, Term
+from hfp.labels import ANY, Labels, Ledger, Place, Term
 from hfp.rules import RULES, Call, unknown
 from hfp.rules.call import base_name, stays_whole, tensors_in, values_in
 from hfp.rules.mixers import MIXERS
@@ -269,11 +269,18 @@ class Watcher(TorchDispatchMode):
         base = base_name(name)
         if base in MIXERS and not own:
             values = [*tensors, kwargs.get("alpha"), kwargs.get("beta")]
+        elif base == "sum":
+            values = [*values, *self._summed(values[0])]
         elif not own and base not in SIZELESS:
             return ()
         if tensors and not self.real and all(self._numbers.of(x) is not None for x in tensors):
             return ()
         return tuple(map(self._value, values))
+
+    def _summed(self, tensor: Any) -> list[int]:
+        """How many numbers are there, where all are alike: their sum is that many times as large as one of them."""
+        labels = self.labels(tensor)
+        return [len(ids) for ids in labels if ids is not None and bool((ids == ANY).all())]
 
     def _value(self, argument: Any) -> Any:
         """What an argument adds to `Step.scalars`: numbers, also in tensors of one element."""
