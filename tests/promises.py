@@ -134,7 +134,8 @@ def check_cut(
             )
         errors.append(error)
         model.load_state_dict(state)
-    assert predicted(table, keep) == measured(small, arguments)
+    costs, counted = predicted(table, keep), measured(small, arguments)
+    assert costs == counted, f"predicted (MACs, parameters) are {costs}, counted {counted}"
     return max(errors)
 
 

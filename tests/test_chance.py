@@ -27,6 +27,7 @@ def attended(h: Tensor) -> Tensor:
 
 DRAWS: list[Callable[[Tensor], Tensor]] = [
     F.dropout, F.alpha_dropout, sampled, attended, F.rrelu, torch.relu, lambda h: torch.normal(h, 1.0),
+    lambda h: F.rrelu(h, training=True),
     lambda h: torch.bernoulli(h.sigmoid()), lambda h: h * torch.empty_like(h).uniform_(0.5, 1.0),
     lambda h: h + torch.distributions.Normal(torch.zeros_like(h), torch.ones_like(h)).rsample(),
     lambda h: h[torch.randperm(len(h))],

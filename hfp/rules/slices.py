@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hfp.labels import Labels, Ledger
-from hfp.rules.call import Call, labelled, looked_up
+from hfp.rules.call import Call, labelled, looked_up, stays_whole
 
 
 def split(ledger: Ledger, call: Call) -> list[Labels]:
@@ -114,6 +114,8 @@ def along_one(ledger: Ledger, call: Call) -> Labels:
     labels = call.labels(call.args[0])
     if not labels:
         return ()
+    if call.out.dim() != len(labels):  # an empty index may have any rank
+        return stays_whole(ledger, call)
     axis = call.argument(1, "dim", 0) % len(labels)
     if labels[axis] is not None:
         ledger.pin(labels[axis], "is looked up by index", call.place)

@@ -45,6 +45,7 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
                 module.forward = Whole(module)
         with functions.watcher.position.following(), functions.watcher, functions:
             out = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
+    functions.watcher.tell_used(tensors_of(out), "output")
     for tensor in tensors_of(out):
         for ids in functions.watcher.labels(tensor):
             if ids is not None:

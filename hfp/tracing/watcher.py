@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -98,6 +98,8 @@ class Watcher(TorchDispatchMode):
             self._memory.label(tensor, ledger.labels(name))
             self._memory.meet(tensor, stored=True)
         self._on_meta: dict[int, tuple[Tensor, Tensor]] = {}
+        self._largest: dict[int, tuple[Tensor, Tensor]] = {}
+        """Indices of largest and smallest numbers, and the labels of the axis that they are indices of."""
 
     def labels(self, tensor: Any) -> Labels:
         """The labels of a tensor, `()` if it has none on any axis."""
@@ -143,6 +145,12 @@ class Watcher(TorchDispatchMode):
             with self.paused():
                 self._numbers.note(tensor, given)
 
+    def tell_used(self, tensors: Iterable[Tensor], operator: str) -> None:
+        """Where an index among these is one of channels, it will be another once some are gone."""
+        for tensor in tensors if self._largest else ():
+            _, ids = self._largest.get(id(tensor), (None, None))
+            self._pin((ids,), "is asked for the index of its largest or smallest", operator)
+
     def name_of(self, tensor: Any) -> str | None:
         return self._names.get(id(tensor), (None, None))[1]
 
@@ -186,6 +194,7 @@ class Watcher(TorchDispatchMode):
             if tensor not in self._memory:
                 self._adopt(tensor)
             before += _some(self._memory.labels(tensor))
+        self.tell_used(tensors, name)
         place = Place(name, self.position.path, "")
         own = isinstance(func, nn.Module) or base_name(name) in OWN
         if counted or before or own or place.operator in _LABELLING:
@@ -227,6 +236,9 @@ class Watcher(TorchDispatchMode):
         if counted and len(self.ledger.macs) == macs:  # a matrix product without a rule: a constant
             flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
             self.ledger.macs.append(Term(flops // 2, (), place.module))
+        if name in ("max", "min") and isinstance(out, tuple) and (read := self.labels(args[0])):
+            ids = read[call.argument(1, "dim")]
+            self._largest |= {} if ids is None else {id(out[1]): (out[1], ids)}
         parts = tensors_in(out) if own else labelled(out)
         every = labels if isinstance(labels, list) else [labels] * len(parts)
         for part, axes in zip(parts, every, strict=True):
