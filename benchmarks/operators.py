@@ -29,7 +29,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 import hfp
 from hfp.chance import NoChance
-from hfp.tracing.watcher import first_line
+from hfp.source import first_line
 from hfp.verify import random_keeps
 
 MOST = 12

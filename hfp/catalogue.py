@@ -20,7 +20,7 @@ import torchvision
 from torch import Tensor, nn
 
 from hfp.inputs import arguments
-from hfp.tracing.watcher import first_line
+from hfp.source import first_line
 
 Shape = tuple[int, ...]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hfp.inputs import Arguments, batched
-from hfp.tracing.watcher import first_line
+from hfp.source import first_line
 
 SUFFIX = ".pt2"
 HEADER = "hfp.json"

@@ -18,7 +18,7 @@ from hfp.channels import ChannelTable
 from hfp.explain import phrase
 from hfp.inputs import Arguments, arguments, placed, rebuild, tells_values
 from hfp.rules.own import OWN
-from hfp.tracing.watcher import first_line
+from hfp.source import first_line
 from hfp.trial.keeps import random_part
 
 DOUBLE = 1e-6  # the tolerance where float64 decides: some networks compute a part in float32, whatever their weights

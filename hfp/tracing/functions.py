@@ -19,12 +19,13 @@ from hfp.attention import scaled_scores
 from hfp.labels import Ask
 from hfp.rules.call import values_in
 from hfp.rules.own import Whole
+from hfp.source import is_own, source_line
 from hfp.tracing.numbers import MAKERS
 from hfp.tracing.opened import attention, opened, unscaled_scores
 from hfp.tracing.operands import Operand, find
 from hfp.tracing.position import Site
 from hfp.tracing.sizes import SIZE_FREE_FUNCTIONS, axes_read, tells_size
-from hfp.tracing.watcher import Watcher, is_own, source_line
+from hfp.tracing.watcher import Watcher
 
 Around = Callable[[Site, Any, Any, Callable[[], Any]], Any]
 """`around(site, args, kwargs, call)` gives the output of the function called there, which is that of `call()`."""

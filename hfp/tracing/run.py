@@ -23,6 +23,7 @@ from hfp.eager import eagerly
 from hfp.inputs import placed, shape_of
 from hfp.labels import Labels, Ledger
 from hfp.rules.own import OwnRuleError
+from hfp.source import caller, first_line
 from hfp.tracing.functions import Around, Functions
 from hfp.tracing.modes import Modes
 from hfp.tracing.numbering import numbered
@@ -34,7 +35,7 @@ from hfp.tracing.siblings import follow_siblings
 from hfp.tracing.sizes import reads_widths
 from hfp.tracing.told import ASKING, attributes_asked
 from hfp.tracing.unread import pin_unread
-from hfp.tracing.watcher import RuleError, Step, Watcher, caller, first_line
+from hfp.tracing.watcher import RuleError, Step, Watcher
 
 
 class Called(NamedTuple):

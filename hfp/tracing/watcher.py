@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from numbers import Number
-from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,14 +26,13 @@ from hfp.rules.norms import NORMS
 from hfp.rules.own import OWN, OwnRuleError, rule_of
 from hfp.rules.pointwise import FACTORIES, POINTWISE, UNIFORM
 from hfp.rules.reducers import REDUCERS
+from hfp.source import first_line, source_line
 from hfp.tracing.memory import Memory
 from hfp.tracing.numbers import Numbers
 from hfp.tracing.position import Position
 from hfp.tracing.shapes import outputs
 from hfp.tracing.sizes import SIZE_FREE
 
-_OWN = f"{Path(__file__).parent.parent}{os.sep}"
-_TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator: torchvision is another library
 _PLACES = set("roll flip rot90 glu gather index_select pixel_shuffle pixel_unshuffle".split())
 SIZELESS = (set(POINTWISE) - set(FACTORIES)) | set(REDUCERS) | set(NORMS) | _PLACES
 """Operators none of whose arguments is a size: the numbers that they are given must not depend on the channels."""
@@ -329,60 +323,3 @@ def operator_name(func: Any) -> str:
     """`relu` for those of PyTorch itself, `namespace::name` for others, which may mean something else by it."""
     name: str = func.overloadpacket.__name__
     return name if func.namespace == "aten" else f"{func.namespace}::{name}"
-
-
-def source_line() -> str:
-    """The innermost line of the user's own code, else of a library above torch."""
-    frame = _users_frame()
-    return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-
-
-def caller() -> tuple[CodeType | None, int]:
-    """The same place, as exactly as Python knows it."""
-    frame = _users_frame()
-    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
-
-
-def line_of(error: Exception) -> str:
-    """Where in the user's own code an error came from."""
-    own = [entry for entry in traceback.walk_tb(error.__traceback__) if not _is_library(entry[0])]
-    return f"{Path(own[-1][0].f_code.co_filename).name}:{own[-1][1]}" if own else ""
-
-
-def is_bug(error: Exception) -> bool:
-    """Whether it is the code of hfp that is wrong, and not what it runs."""
-    *_, (last, _) = traceback.walk_tb(error.__traceback__)
-    mine = last.f_code.co_filename.startswith(_OWN)
-    return mine and isinstance(error, (AssertionError, AttributeError, NameError, KeyError))
-
-
-def module_of(error: Exception, names: Mapping[nn.Module, str]) -> str:
-    """The module in whose code an error came up."""
-    called = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    paths = [names[owner] for owner in called if isinstance(owner, nn.Module) and owner in names]
-    return paths[-1] if paths else ""
-
-
-@cache
-def _is_library_file(name: str) -> bool:
-    return name.startswith((_OWN, _TORCH, "<"))
-
-
-def _is_library(frame: FrameType) -> bool:
-    return _is_library_file(frame.f_code.co_filename)
-
-
-def _users_frame() -> FrameType | None:
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and _is_library(frame):
-        frame = frame.f_back
-    return frame
-
-
-def is_own(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(_OWN)
-
-
-def first_line(error: Exception) -> str:
-    told = str(error).strip()
-    return f"{type(error).__name__}: {told.splitlines()[0].rstrip('.') if told else 'no message'}"

@@ -23,6 +23,7 @@ from hfp.channels import ChannelTable
 from hfp.labels import ANY, Labels, Place
 from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
+from hfp.source import first_line, is_bug, line_of, module_of, source_line
 from hfp.surgery import resize
 from hfp.tracing.attributes import get_size, set_size
 from hfp.tracing.functions import Functions
@@ -30,7 +31,7 @@ from hfp.tracing.operands import Operand
 from hfp.tracing.play import Subject, play, preserved
 from hfp.tracing.position import Position, Site
 from hfp.tracing.run import Called, Run, needs_values
-from hfp.tracing.watcher import SIZELESS, RuleError, Step, Watcher, first_line, is_bug, line_of, module_of, source_line
+from hfp.tracing.watcher import SIZELESS, RuleError, Step, Watcher
 from hfp.trial import scaling
 from hfp.trial.blame import Blame
 from hfp.trial.cut import Cut
