@@ -348,8 +348,8 @@ class _Trial:
 
 
 def _same_numbers(found: Sequence[Any], dense: Sequence[Any]) -> bool:
-    """Whether they are; of tensors with more than one element in the dense run none are known."""
-    return len(found) == len(dense) and all(old is None or new == old for new, old in zip(found, dense, strict=True))
+    """Whether they are, as far as they are known: a tensor may hold a number only where one element of it is left."""
+    return all(old is None or new is None or new == old for new, old in zip(found, dense, strict=False))
 
 
 def _operator(step: Step) -> str:

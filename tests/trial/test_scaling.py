@@ -97,3 +97,24 @@ def test_what_it_would_change_otherwise_stays_whole(form: str) -> None:
     table = hfp.trace(model, x)
     assert DIM not in {group.width for group in table.groups}
     assert hfp.verify(model, table) < 1e-5
+
+
+class Biased(nn.Module):
+    """Its keys have no bias, as those of a Swin v2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(5, 18), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.qkv.bias.clone()
+        size = bias.numel() // 3
+        bias[size : 2 * size].zero_()
+        q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, -1)
+        return self.head(q * k + v)
+
+
+def test_a_number_that_is_known_only_where_one_is_left_is_no_other_number() -> None:
+    table = hfp.trace(Biased(), torch.zeros(2, 5))
+    assert [group.width for group in table.groups] == [6]
+    assert hfp.verify(Biased(), table) < 1e-5
