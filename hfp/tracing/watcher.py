@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -273,20 +274,18 @@ class Watcher(TorchDispatchMode):
     def _scalars(self, name: str, values: list[Any], tensors: list[Tensor], kwargs: Any, own: bool) -> tuple[Any, ...]:
         """`Step.scalars`. What is reckoned from numbers alone matters only where it meets other tensors."""
         base = base_name(name)
+        counts = (self._summed(tensors[0]),) if base == "sum" else ()
         if base in MIXERS and not own:
             values = [*tensors, kwargs.get("alpha"), kwargs.get("beta")]
-        elif base == "sum":
-            values = [*values, *self._summed(values[0])]
         elif not own and base not in SIZELESS:
             return ()
         if tensors and not self.real and all(self._numbers.of(x) is not None for x in tensors):
-            return ()
-        return tuple(map(self._value, values))
+            return counts
+        return (*counts, *map(self._value, values))
 
-    def _summed(self, tensor: Any) -> list[int]:
+    def _summed(self, tensor: Any) -> int:
         """How many numbers are there, where all are alike: their sum is that many times as large as one of them."""
-        labels = self.labels(tensor)
-        return [len(ids) for ids in labels if ids is not None and bool((ids == ANY).all())]
+        return math.prod(len(ids) for ids in self.labels(tensor) if ids is not None and bool((ids == ANY).all()))
 
     def _value(self, argument: Any) -> Any:
         """What an argument adds to `Step.scalars`: numbers, also in tensors of one element."""
