@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from torch.utils.weak import WeakIdKeyDictionary
 
 from hfp.rules.call import base_name, tensors_in
 
@@ -22,24 +23,21 @@ _FILLING |= {"scalar_tensor"}
 
 
 class Numbers:
-    """Numbers by the identity of the tensor, which stands beside so that no other can take its id."""
+    """What is known of tensors of one element on the meta device."""
 
     def __init__(self) -> None:
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+        self._held = WeakIdKeyDictionary()
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """A tensor off the meta device with what this one holds, if that is known."""
         if tensor.numel() != 1:
             return None
-        return self._held.get(id(tensor), (tensor, None))[1] if tensor.is_meta else tensor
+        return self._held.get(tensor) if tensor.is_meta else tensor
 
     def note(self, tensor: Tensor, value: Any) -> None:
         """`tensor`, of one element, holds this."""
         if tensor.is_meta:
-            self._held[id(tensor)] = (
-                tensor,
-                torch.as_tensor(value, dtype=tensor.dtype, device="cpu").reshape(tensor.shape),
-            )
+            self._held[tensor] = torch.as_tensor(value, dtype=tensor.dtype, device="cpu").reshape(tensor.shape)
 
     def reckon(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Take note of what an operator gives that is given numbers alone."""
@@ -52,7 +50,7 @@ class Numbers:
             elsewhere = {"device": torch.device("cpu")} if kwargs.get("device") is not None or not tensors else {}
             self.note(out, func(*args, **kwargs | elsewhere))
         else:
-            self._held.pop(id(out), None)  # written to
+            self._held.pop(out, None)  # written to
 
     def _at_hand(self, argument: Any) -> Any:
         if not isinstance(argument, Tensor):

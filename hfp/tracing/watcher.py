@@ -16,6 +16,7 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakIdKeyDictionary
 
 from hfp.inputs import shape_of
 from hfp.labels import ANY, Labels, Ledger, Place, Term
@@ -40,6 +41,10 @@ SIZELESS = (set(POINTWISE) - set(FACTORIES)) | set(REDUCERS) | set(NORMS) | _PLA
 _LABELLING = {"expand", "repeat", *UNIFORM}  # their output has labels, even if no input does
 _MOVED_IN_PLACE = set(MOVERS) - {"t", "transpose", "swapaxes", "as_strided"}  # all but those that leave the rank
 _SAME_TENSOR = set("t transpose permute alias detach clone contiguous _to_copy view expand unsqueeze squeeze".split())
+
+
+UNKNOWN = ...
+"""Among the numbers that an operator is given: what a tensor holds."""
 
 
 class RuleError(RuntimeError):
@@ -85,15 +90,14 @@ class Watcher(TorchDispatchMode):
         """The tensor whose size was read last."""
         self._paused = False
         self._widths = {len(ids) for axes in ledger.axes.values() for ids in axes}
-        # Keyed by identity; the tensor stands beside its entry so that no other can take its id while the run lasts.
-        self._names = {id(tensor): (tensor, name) for name, tensor in shadows.items()}
+        self._names = WeakIdKeyDictionary({tensor: name for name, tensor in shadows.items()})
         self._memory = Memory()
         self._numbers = Numbers()
         for name, tensor in shadows.items():
             self._memory.label(tensor, ledger.labels(name))
             self._memory.meet(tensor, stored=True)
-        self._on_meta: dict[int, tuple[Tensor, Tensor]] = {}
-        self._largest: dict[int, tuple[Tensor, Tensor]] = {}
+        self._on_meta = WeakIdKeyDictionary()
+        self._largest = WeakIdKeyDictionary()
         """Indices of largest and smallest numbers, and the labels of the axis that they are indices of."""
 
     def labels(self, tensor: Any) -> Labels:
@@ -143,11 +147,10 @@ class Watcher(TorchDispatchMode):
     def tell_used(self, tensors: Iterable[Tensor], operator: str) -> None:
         """Where an index among these is one of channels, it will be another once some are gone."""
         for tensor in tensors if self._largest else ():
-            _, ids = self._largest.get(id(tensor), (None, None))
-            self._pin((ids,), "is asked for the index of its largest or smallest", operator)
+            self._pin((self._largest.get(tensor),), "is asked for the index of its largest or smallest", operator)
 
     def name_of(self, tensor: Any) -> str | None:
-        return self._names.get(id(tensor), (None, None))[1]
+        return self._names.get(tensor) if isinstance(tensor, Tensor) else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -202,7 +205,7 @@ class Watcher(TorchDispatchMode):
         touched = sum(map(_some, after), before)
         if own or (touched and name.rstrip("_") not in SIZE_FREE and (before or self._as_wide(outs))):
             self.sizes += 1
-        scalars = self._scalars(name, values, tensors, kwargs, own)
+        scalars = self._scalars(name, values, kwargs, own)
         self.on_step(Step(name, scalars, tuple(t.shape for t in outs), after, touched, place, own))
 
     def _as_wide(self, made: list[Tensor]) -> bool:
@@ -233,7 +236,7 @@ class Watcher(TorchDispatchMode):
             self.ledger.macs.append(Term(flops // 2, (), place.module))
         if name in ("max", "min") and isinstance(out, tuple) and (read := self.labels(args[0])):
             ids = read[call.argument(1, "dim")]
-            self._largest |= {} if ids is None else {id(out[1]): (out[1], ids)}
+            self._largest[out[1]] = ids
         parts = tensors_in(out) if own else labelled(out)
         every = labels if isinstance(labels, list) else [labels] * len(parts)
         for part, axes in zip(parts, every, strict=True):
@@ -262,26 +265,25 @@ class Watcher(TorchDispatchMode):
         """Constants that the model keeps as plain attributes are on their own device; here only shapes count."""
         if not isinstance(value, Tensor) or value.is_meta or (value.dim() == 0 and not numbers):
             return value
-        if id(value) not in self._on_meta:
-            twin = shape_of(value)
-            self._on_meta[id(value)] = (value, twin)
+        if value not in self._on_meta:
+            twin = self._on_meta[value] = shape_of(value)
             if value.numel() == 1:
                 self._numbers.note(twin, value)
             self.label(twin, self.labels(value))
             self._memory.meet(twin)
-        return self._on_meta[id(value)][1]
+        return self._on_meta[value]
 
-    def _scalars(self, name: str, values: list[Any], tensors: list[Tensor], kwargs: Any, own: bool) -> tuple[Any, ...]:
+    def _scalars(self, name: str, values: list[Any], kwargs: Any, own: bool) -> tuple[Any, ...]:
         """`Step.scalars`. What is reckoned from numbers alone matters only where it meets other tensors."""
         base = base_name(name)
-        counts = (self._summed(tensors[0]),) if base == "sum" else ()
+        tensors = [value for value in values if isinstance(value, Tensor)]
         if base in MIXERS and not own:
             values = [*tensors, kwargs.get("alpha"), kwargs.get("beta")]
         elif not own and base not in SIZELESS:
             return ()
-        if tensors and not self.real and all(self._numbers.of(x) is not None for x in tensors):
-            return counts
-        return (*counts, *map(self._value, values))
+        reckoned = tensors and not self.real and all(self._numbers.of(x) is not None for x in tensors)
+        scalars = () if reckoned else tuple(map(self._value, values))
+        return (self._summed(tensors[0]), *scalars) if base == "sum" else scalars
 
     def _summed(self, tensor: Any) -> int:
         """How many numbers are there, where all are alike: their sum is that many times as large as one of them."""
@@ -291,7 +293,7 @@ class Watcher(TorchDispatchMode):
         """What an argument adds to `Step.scalars`: numbers, also in tensors of one element."""
         if isinstance(argument, Tensor):
             held = None if self.real else self._numbers.of(argument)
-            return None if held is None else held.item()
+            return UNKNOWN if held is None else held.item()
         return argument if isinstance(argument, (bool, int, float, complex, str)) else None
 
     def _pass_name_on(self, operator: str, args: Any, out: Any) -> None:
@@ -299,7 +301,7 @@ class Watcher(TorchDispatchMode):
         if args and isinstance(out, Tensor) and operator in _SAME_TENSOR:
             name = self.name_of(args[0])
             if name is not None:
-                self._names[id(out)] = (out, name)
+                self._names[out] = name
 
 
 def _some(labels: Labels) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from hfp.labels import FIXED
 from hfp.rules.call import base_name
 from hfp.tracing.operands import Operand
 from hfp.tracing.position import Site
-from hfp.tracing.watcher import Step
+from hfp.tracing.watcher import UNKNOWN, Step
 from hfp.trial.cut import Cut
 
 _NAMES = "mul multiply div divide true_divide"
@@ -33,7 +33,7 @@ MANY = 64  # lengths that are looked at
 def ratio(step: Step, dense: Step) -> float | None:
     """How much larger the output is for the one number that differs, where it is proportional to it."""
     operator = base_name(step.operator)
-    pairs = [(new, old) for new, old in zip(step.scalars, dense.scalars, strict=False) if new is not None]
+    pairs = [(new, old) for new, old in zip(step.scalars, dense.scalars, strict=False) if new not in (None, UNKNOWN)]
     numbers = [pair for pair in pairs if all(type(value) in (int, float) and value for value in pair)]
     if operator not in ("mul", "div") or len(pairs) != 1 or len(numbers) != 1:
         return None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from hfp.tracing.operands import Operand
 from hfp.tracing.play import Subject, play, preserved
 from hfp.tracing.position import Position, Site
 from hfp.tracing.run import Called, Run, needs_values
-from hfp.tracing.watcher import SIZELESS, RuleError, Step, Watcher
+from hfp.tracing.watcher import SIZELESS, UNKNOWN, RuleError, Step, Watcher
 from hfp.trial import scaling
 from hfp.trial.blame import Blame
 from hfp.trial.cut import Cut
@@ -349,7 +350,7 @@ class _Trial:
 
 def _same_numbers(found: Sequence[Any], dense: Sequence[Any]) -> bool:
     """Whether they are, as far as they are known: a tensor may hold a number only where one element of it is left."""
-    return all(old is None or new is None or new == old for new, old in zip(found, dense, strict=False))
+    return all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip_longest(found, dense))
 
 
 def _operator(step: Step) -> str:

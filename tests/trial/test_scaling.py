@@ -118,3 +118,20 @@ def test_a_number_that_is_known_only_where_one_is_left_is_no_other_number() -> N
     table = hfp.trace(Biased(), torch.zeros(2, 5))
     assert [group.width for group in table.groups] == [6]
     assert hfp.verify(Biased(), table) < 1e-5
+
+
+class Limited(nn.Module):
+    """With an upper limit, but where it has all its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return self.head(h.clamp(min=-9.0, max=None if h.shape[1] == 8 else 0.0))
+
+
+def test_a_number_instead_of_none_is_another_number() -> None:
+    table = hfp.trace(Limited(), torch.zeros(2, 5))
+    assert not table.groups
