@@ -63,6 +63,7 @@ class GatedModel(nn.Module):
         for name, buffer in method.buffers(table).items():
             self.register_buffer(name, buffer.to(device))
         self._priced: tuple[Tensor, int, Tensor] | None = None
+        self._counted: tuple[Tensor, int, int] | None = None
         self._dtype = _precision(model)  # that the example inputs suit
         self.train(model.training)
 
@@ -78,6 +79,9 @@ class GatedModel(nn.Module):
     def keep(self, keep: Tensor) -> None:
         # A new tensor, not an in-place change: the graph of this step's forward still holds the old one.
         self.live = keep.to(self.live)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_priced": None, "_counted": None}  # a copy's tensors have versions of their own
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -111,8 +115,9 @@ class GatedModel(nn.Module):
         live channels stay as they are, and the loss is 0. Some methods add a penalty of theirs.
         """
         if self.training and self.progress < 1.0:
-            step = int(self.step) + 1
+            step = self._taken() + 1
             self.step += 1
+            self._counted = (self.step, self.step._version, step)
             if step == SURELY_TRAINED:
                 self._warn_of_idle_gates()
             before, share = (self.method.share(taken, self.steps) for taken in (step - 1, step))
@@ -136,7 +141,14 @@ class GatedModel(nn.Module):
 
     @property
     def stopped(self) -> bool:
-        return int(self.step) > 2**40
+        return self._taken() > 2**40
+
+    @torch.compiler.disable
+    def _taken(self) -> int:
+        """`step` as a number. The device is waited for only if somebody else has written it, as loading does."""
+        if self._counted is None or self._counted[0] is not self.step or self._counted[1] != self.step._version:
+            self._counted = (self.step, self.step._version, int(self.step))
+        return self._counted[2]
 
     @torch.compiler.disable
     def price(self) -> Tensor:
@@ -163,7 +175,7 @@ class GatedModel(nn.Module):
     @property
     def progress(self) -> float:
         """The share of the pruning schedule that is done, in [0, 1]; 1 once it is stopped."""
-        return 1.0 if self.stopped else min(int(self.step) / self.steps, 1.0)
+        return 1.0 if self.stopped else min(self._taken() / self.steps, 1.0)
 
     def macs(self) -> int:
         """Multiply-adds of one pass of the example inputs, with the channels that are live now."""

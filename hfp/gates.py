@@ -10,7 +10,7 @@ is not touched: the gated weights stand in for its own during one forward.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -32,11 +32,10 @@ from hfp.tracing.position import Position, Site
 
 @dataclass(frozen=True)
 class _Ids:
-    """Channels by their numbers: those that make up products, those that each weight reads, those of each operand."""
+    """Channels by their numbers: those that make up products, and those that all weights and operands read, in turn."""
 
     products: Tensor
-    columns: list[Tensor]
-    hidden: list[Tensor]
+    read: Tensor
 
 
 class Readers:
@@ -50,8 +49,9 @@ class Readers:
             names.setdefault(name, []).append(alias)
         self.places = [(name, dim, tuple(names[name])) for name, dim in table.readers]
         self.operands = table.operands
-        columns = [table.axes[name][dim] for name, dim in table.readers]
-        self._ids = {torch.device("cpu"): _Ids(table.products, columns, [o.channels for o in self.operands])}
+        read = [*(table.axes[name][dim] for name, dim in table.readers), *(o.channels for o in self.operands)]
+        self.lengths = [len(ids) for ids in read]
+        self._ids = {torch.device("cpu"): _Ids(table.products, torch.cat([torch.empty(0, dtype=torch.long), *read]))}
         self.at = {training: _by_site(self.operands, training) for training in (True, False)}
         self.opened = {operand.site.inside for operand in self.operands}
 
@@ -59,24 +59,28 @@ class Readers:
         """Those on this device. They are no buffers: an average of a network would average its buffers."""
         if device not in self._ids:
             own = self._ids[torch.device("cpu")]
-            columns, hidden = ([ids.to(device) for ids in some] for some in (own.columns, own.hidden))
-            self._ids[device] = _Ids(own.products.to(device), columns, hidden)
+            self._ids[device] = _Ids(own.products.to(device), own.read.to(device))
         return self._ids[device]
 
-    def gated(self, model: nn.Module, gates: Tensor, frozen: bool = False) -> dict[str, Tensor]:
-        """Name -> weight times the gates (channels,) of what it reads, under every name that the weight has."""
+    def spread(self, gates: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The gates (channels,) that each weight reads, and those of each operand.
+
+        All are gathered at once: on a GPU every gather is a launch, and its way back a sort.
+        """
         ids = self.ids(gates.device)
-        every = extended(gates, ids.products)
+        parts = extended(gates, ids.products)[ids.read].split(self.lengths)
+        return parts[: len(self.places)], parts[len(self.places) :]
+
+    def gated(self, model: nn.Module, gates: Sequence[Tensor], frozen: bool = False) -> dict[str, Tensor]:
+        """Name -> weight times the gates of what it reads, see `spread`, under every name that the weight has."""
         found: dict[str, Tensor] = {}
-        for number, (name, dim, names) in enumerate(self.places):
+        for (name, dim, names), own in zip(self.places, gates, strict=True):
             weight = found.get(name)
             if weight is None:
                 weight = tensor_of(model, name)
                 weight = weight.detach() if frozen else weight
-            columns = every[ids.columns[number]].to(weight)
-            found.update(
-                dict.fromkeys(names, weight * columns.reshape([-1 if d == dim else 1 for d in range(weight.dim())]))
-            )
+            columns = own.to(weight).reshape([-1 if d == dim else 1 for d in range(weight.dim())])
+            found.update(dict.fromkeys(names, weight * columns))
         return found
 
     def operands_at(self, site: Site, training: bool) -> list[int]:
@@ -103,9 +107,9 @@ def _by_site(operands: tuple[Operand, ...], training: bool) -> dict[Site, list[i
 
 
 class _Hiding(TorchFunctionMode):
-    """Hides removed channels from the functions that work across them. `gates`: of channels and products."""
+    """Hides removed channels from the functions that work across them. `gates`: of each operand."""
 
-    def __init__(self, readers: Readers, gates: Tensor, position: Position, training: bool) -> None:
+    def __init__(self, readers: Readers, gates: Sequence[Tensor], position: Position, training: bool) -> None:
         super().__init__()
         self.readers, self.gates, self.position, self.training = readers, gates, position, training
 
@@ -121,9 +125,7 @@ class _Hiding(TorchFunctionMode):
         numbers = self.readers.operands_at(site, self.training)
         if numbers:
             operands = [self.readers.operands[number] for number in numbers]
-            ids = self.readers.ids(self.gates.device)
-            gates = [self.gates[ids.hidden[number]] for number in numbers]
-            args, kwargs = hide(operands, gates, args, kwargs)
+            args, kwargs = hide(operands, [self.gates[number] for number in numbers], args, kwargs)
         return func(*args, **kwargs)
 
 
@@ -134,9 +136,9 @@ class _Gated(nn.Module):
         super().__init__()
         self.model, self.readers = model, readers
         tensors = _still(model) if frozen else {}
-        tensors.update(readers.gated(model, gates, frozen))
+        weights, self.hidden = readers.spread(gates)
+        tensors.update(readers.gated(model, weights, frozen))
         self.tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        self.hidden = extended(gates, readers.ids(gates.device).products)
 
     def run(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(self, self.tensors, (position, function, *args), kwargs, tie_weights=False)

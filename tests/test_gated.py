@@ -275,6 +275,18 @@ def test_an_average_of_all_buffers_is_a_gated_network_too(name: str, stops: bool
     assert torch.equal(average.compact().hfp_record.keep, net.keep)  # type: ignore[union-attr, arg-type]
 
 
+def test_a_copy_counts_steps_of_its_own() -> None:
+    """Though it has been written to as often as what it is a copy of."""
+    net, optimizer = wrapped()
+    train(net, optimizer, 0, 3)
+    twin = copy.deepcopy(net)
+    while twin.step._version < net.step._version:
+        twin.step.fill_(1)
+    assert (net.progress, twin.progress) == (3 / net.steps, 1 / net.steps)
+    net.load_state_dict(twin.state_dict())
+    assert net.progress == 1 / net.steps
+
+
 def test_what_only_the_model_has_is_told_of() -> None:
     net, _ = wrapped()
     net.model.encode = net.model[0].forward

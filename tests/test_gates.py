@@ -13,6 +13,11 @@ import hfp
 from hfp import gates, trace
 
 
+def gated_weights(model: nn.Module, table: hfp.ChannelTable, values: Tensor) -> dict[str, Tensor]:
+    readers = gates.Readers(model, table)
+    return readers.gated(model, readers.spread(values)[0])
+
+
 @pytest.mark.parametrize("specimen", ZOO.values(), ids=ZOO.keys())
 def test_open_gates_change_nothing(specimen: Specimen) -> None:
     """Not a single bit: the weights are multiplied by one."""
@@ -35,7 +40,7 @@ def test_a_gate_scales_one_column_of_a_weight() -> None:
     model = ZOO["chain"].model()
     table = trace(model, ZOO["chain"].inputs())
     values = torch.rand(6, dtype=torch.float64)
-    weight = gates.Readers(model, table).gated(model, values)["b.weight"]
+    weight = gated_weights(model, table, values)["b.weight"]
     assert torch.equal(weight, model.b.weight * values.reshape(1, 6, 1, 1))
 
 
@@ -43,7 +48,7 @@ def test_a_tied_weight_is_gated_under_all_its_names() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 2)).double()
     model[3].weight = model[1].weight
     table = trace(model, torch.zeros(2, 4, dtype=torch.float64))
-    gated = gates.Readers(model, table).gated(model, torch.ones(table.channels, dtype=torch.float64))
+    gated = gated_weights(model, table, torch.ones(table.channels, dtype=torch.float64))
     assert gated["1.weight"] is gated["3.weight"]
 
 

@@ -57,7 +57,8 @@ class _TaskGate(torch.autograd.Function):
         keep, price = ctx.saved_tensors
         square = grads[0].double().square() * keep
         typical = (square.sum() / keep.sum()).sqrt().clamp_min(torch.finfo(torch.double).tiny)
-        return -_per_price(square / typical, price / price[keep].mean()).to(grads[0].dtype), None, None
+        usual = (price * keep).sum() / keep.sum()
+        return -_per_price(square / typical, price / usual).to(grads[0].dtype), None, None
 
 
 class _CostGate(torch.autograd.Function):

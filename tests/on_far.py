@@ -1,0 +1,97 @@
+"""On a device that is not the CPU, see `far.py`: `python tests/on_far.py`, as `test_device.py` does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import far
+import pytest
+import torch
+import torchvision
+from attention import ATTENTION
+from normalisers import NORMALISERS
+from pairs import PAIRS
+from specimen import Specimen
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import hfp
+import models
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "lenet5": (lambda: models.build("lenet5"), (2, 1, 28, 28)),
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=5), (2, 3, 32, 32)),
+    "convnext_tiny": (lambda: torchvision.models.convnext_tiny(num_classes=5), (2, 3, 32, 32)),
+    "encoder": (lambda: nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.0), (2, 7, 16)),
+}
+every_net = pytest.mark.parametrize("name", NETS)
+SPECIMENS = {**ATTENTION, **NORMALISERS, **PAIRS}
+THERE_IS_ONLY_THE_CPU = ("bias_of_each_head", "bias_of_each_head_in_a_buffer", "bias_of_relative_positions")
+"""Specimens that make tensors in their forward and do not say where."""
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    loss = net(x).square().mean() + (net.complexity_loss() if isinstance(net, hfp.GatedModel) else 0.0)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def test_the_device_refuses_what_a_gpu_would() -> None:
+    x = torch.ones(2, device="far")
+    assert (x + 1).sum().item() == 4.0
+    with pytest.raises(RuntimeError, match="one device"):
+        x + torch.ones(2)
+
+
+@every_net
+@pytest.mark.parametrize("method", ["hfp", "pag", "ggp", "prunenet", "slimming", "taylor"])
+def test_a_network_is_pruned_trained_and_saved_there(name: str, method: str, tmp_path: Path) -> None:
+    make, shape = NETS[name]
+    model, x = make().to("far"), torch.randn(shape).to("far")
+    net = hfp.wrap(model, x, target_macs=0.6, steps=3, method=method)
+    optimizer = torch.optim.SGD(net.param_groups(lr=1e-3), momentum=0.9)
+    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(2):
+        step(net, optimizer, x)
+        ema.update_parameters(net)
+    small = net.compact(optimizer=optimizer, ema=ema)
+    assert {tensor.device.type for tensor in small.state_dict().values()} == {"far"}
+    step(small, optimizer, x)
+    hfp.save(small, tmp_path / "small.safetensors")
+    near = hfp.load(tmp_path / "small.safetensors", make())
+    torch.testing.assert_close(near.eval()(x.cpu()), small.eval()(x).cpu())
+
+
+@every_net
+def test_a_step_does_not_wait_for_the_device(name: str) -> None:
+    """But for those in which the live channels are chosen anew."""
+    make, shape = NETS[name]
+    model, x = make().to("far"), torch.randn(shape).to("far")
+    net = hfp.wrap(model, x, target_macs=0.6, steps=1000)
+    optimizer = torch.optim.SGD(net.param_groups(lr=1e-3), momentum=0.9)
+    step(net, optimizer, x)
+    far.waits.clear()
+    for _ in range(3):
+        step(net, optimizer, x)
+    assert not far.waits
+
+
+@pytest.mark.parametrize("name", [name for name in SPECIMENS if name not in THERE_IS_ONLY_THE_CPU])
+def test_as_many_channels_are_found_as_on_the_cpu(name: str) -> None:
+    specimen: Specimen = SPECIMENS[name]
+    model, inputs = specimen.model(torch.float32), specimen.inputs(torch.float32)
+    channels = hfp.trace(model, inputs).channels
+    moved = {k: x.to("far") for k, x in inputs.items()} if isinstance(inputs, dict) else [x.to("far") for x in inputs]
+    there = tuple(moved) if isinstance(moved, list) else moved
+    table = hfp.trace(model.to("far"), there)
+    assert table.channels == channels
+    if channels:
+        assert hfp.verify(model, table) < 1e-4
+
+
+if __name__ == "__main__":
+    far.install()  # before anything has a gradient: PyTorch counts its devices then
+    sys.exit(pytest.main([__file__, "-p", "no:cacheprovider", *sys.argv[1:]]))
