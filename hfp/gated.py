@@ -62,7 +62,7 @@ class GatedModel(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long, device=device))
         for name, buffer in method.buffers(table).items():
             self.register_buffer(name, buffer.to(device))
-        self._priced: tuple[Tensor, int, Tensor] | None = None
+        self._reckoned: tuple[Tensor, tuple[int, bool], Tensor, Tensor] | None = None
         self._counted: tuple[Tensor, int, int] | None = None
         self._dtype = _precision(model)  # that the example inputs suit
         self.train(model.training)
@@ -81,7 +81,7 @@ class GatedModel(nn.Module):
         self.live = keep.to(self.live)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_priced": None, "_counted": None}  # a copy's tensors have versions of their own
+        return {**self.__dict__, "_reckoned": None, "_counted": None}  # a copy's tensors have versions of their own
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -125,19 +125,20 @@ class GatedModel(nn.Module):
                 self.keep = self._chosen(share)
         if self.method.penalty is not None and torch.is_grad_enabled():
             return self.method.penalty(self).float()
-        return self.gap(self.keep).float()
+        return self.live_gap()
 
     def gap(self, phi: Tensor) -> Tensor:
-        """How far the counts for gates phi (channels,) are above their targets; float64, 0 once the net is stopped."""
-        phi = phi.double()
-        if self.stopped:
-            return 0.0 * phi.sum()
-        return torch.stack([budget.gap(phi) for budget in self.budgets]).sum()
+        """How far the counts for gates phi (channels,) are above their targets; 0 once the net is stopped.
+
+        Reckoned in float64, which there are devices without, so on the CPU; given as float32 where the gates are.
+        """
+        phi = phi.cpu().double()
+        gaps = [0.0 * phi.sum()] if self.stopped else [budget.gap(phi) for budget in self.budgets]
+        return torch.stack(gaps).sum().float().to(self.gates.device)
 
     def stop(self) -> None:
         """End pruning here: the live channels stay as they are, short of the target, and `compact` cuts to them."""
         self.step.fill_(STOPPED)
-        self._priced = None
 
     @property
     def stopped(self) -> bool:
@@ -150,13 +151,25 @@ class GatedModel(nn.Module):
             self._counted = (self.step, self.step._version, int(self.step))
         return self._counted[2]
 
-    @torch.compiler.disable
+    def live_gap(self) -> Tensor:
+        """`gap` of the live channels, without a gradient."""
+        return self._reckon()[0].clone()  # somebody may add to it in place
+
     def price(self) -> Tensor:
-        """(channels,) by how much the complexity loss falls with each channel; reckoned anew when others are live."""
-        if self._priced is None or self._priced[0] is not self.live or self._priced[1] != self.live._version:
-            live = self.keep.double().requires_grad_()
-            self._priced = (self.live, self.live._version, torch.autograd.grad(self.gap(live), live)[0])
-        return self._priced[2]
+        """(channels,) by how much `gap` falls with each of the live channels; float32, where the gates are."""
+        return self._reckon()[1]
+
+    @torch.compiler.disable
+    def _reckon(self) -> tuple[Tensor, Tensor]:
+        """`live_gap` and `price`, reckoned anew when others are live."""
+        state = self.live._version, self.stopped
+        if self._reckoned is None or self._reckoned[0] is not self.live or self._reckoned[1] != state:
+            with torch.enable_grad():
+                live = self.keep.cpu().double().requires_grad_()
+                gap = self.gap(live)
+                (price,) = torch.autograd.grad(gap, live)
+            self._reckoned = self.live, state, gap.detach(), price.float().to(gap.device)
+        return self._reckoned[2:]
 
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
         """Groups for an optimizer: the model's parameters with `lr` and `options`, the gates with their own.
@@ -261,7 +274,7 @@ class GatedModel(nn.Module):
                 f"the scores of method {self.method.name!r} are {given}; expected a tensor of {self.table.channels} "
                 "numbers, one for each channel of net.table"
             )
-        return scores.detach().to("cpu", torch.float64)
+        return scores.detach().cpu().double()
 
     def proof(self) -> Proof:
         # The model may have been cast, or moved, since it was wrapped.

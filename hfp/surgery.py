@@ -216,7 +216,7 @@ def difference(
     for function in (a, b):
         with torch.no_grad(), torch.random.fork_rng(), eagerly(), nullcontext() if chance else NoChance():
             torch.manual_seed(0)
-            outs.append([x.detach().double() for x in tensors_of(function(*args, **kwargs))])
+            outs.append([x.detach().cpu().double() for x in tensors_of(function(*args, **kwargs))])
     worst = 0.0
     for x, y in zip(*outs, strict=True):
         if x.shape != y.shape:

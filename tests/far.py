@@ -88,6 +88,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(*own_args, **own_kwargs)
     if not stays or name == "_local_scalar_dense":
         return out
+    if any(isinstance(x, Tensor) and x.dtype in (torch.float64, torch.complex128) for x in tree_leaves(out)):
+        raise TypeError(f"{name}: there is no float64 on this device, as there is none on Apple's")
     return tree_map(lambda x: x if not isinstance(x, Tensor) else twins[id(x)] if id(x) in twins else Far(x), out)
 
 

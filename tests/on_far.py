@@ -28,8 +28,11 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 every_net = pytest.mark.parametrize("name", NETS)
 SPECIMENS = {**ATTENTION, **NORMALISERS, **PAIRS}
-THERE_IS_ONLY_THE_CPU = ("bias_of_each_head", "bias_of_each_head_in_a_buffer", "bias_of_relative_positions")
-"""Specimens that make tensors in their forward and do not say where."""
+THERE_IS_ONLY_THE_CPU = {
+    *("bias_of_each_head", "bias_of_each_head_in_a_buffer", "bias_of_relative_positions"),
+    "rms_norm_of_llama",
+}
+"""Specimens that make tensors in their forward and do not say where, or turn to float64."""
 
 
 def step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:

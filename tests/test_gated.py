@@ -68,6 +68,21 @@ def test_complexity_loss_is_a_scalar_that_reaches_the_gates_and_ends_at_zero() -
     assert float(net.complexity_loss().detach()) == 0.0
 
 
+def test_the_price_of_a_channel_is_how_the_gap_changes_with_its_gate() -> None:
+    """By finite differences, of all channels at random, and anew once others are live."""
+    net, optimizer = wrapped(target_params=0.3)
+    for steps in (0, STEPS // 2):
+        train(net, optimizer, 0, steps)
+        direction, live = torch.randn(net.table.channels, dtype=torch.float64), net.keep.double()
+        high, low = (net.gap(live + sign * 1e-2 * direction).item() for sign in (1, -1))
+        assert (net.price().double() @ direction).item() == pytest.approx((high - low) / 2e-2, rel=1e-3)
+        dense = {"macs": net.dense_macs, "params": net.dense_params}
+        expected = (net.macs() - int(0.4 * dense["macs"])) / dense["macs"]
+        expected += (net.params() - int(0.3 * dense["params"])) / dense["params"]
+        net.live_gap().add_(1.0)  # as a loop may that adds its losses up in place
+        assert net.live_gap().item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_gates_are_trained_with_settings_of_their_own() -> None:
     net, _ = wrapped()
     weights, gates = net.param_groups(lr=0.05, weight_decay=5e-4)

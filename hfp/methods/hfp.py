@@ -55,17 +55,20 @@ class _TaskGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         keep, price = ctx.saved_tensors
-        square = grads[0].double().square() * keep
-        typical = (square.sum() / keep.sum()).sqrt().clamp_min(torch.finfo(torch.double).tiny)
+        tiny = torch.finfo(torch.float32).tiny
+        grad = grads[0].float() * keep
+        largest = grad.abs().max().clamp_min(tiny)  # squares of gradients as they are may be too small for float32
+        square = (grad / largest).square()
+        typical = (square.sum() / keep.sum()).sqrt().clamp_min(tiny)
         usual = (price * keep).sum() / keep.sum()
-        return -_per_price(square / typical, price / usual).to(grads[0].dtype), None, None
+        return -_per_price(largest * square / typical, price / usual).to(grads[0].dtype), None, None
 
 
 class _CostGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
         ctx.save_for_backward(gates, keep, price)
-        return keep.to(torch.double)
+        return keep.to(gates.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -97,7 +100,10 @@ def gate(net: GatedModel) -> Tensor:
 
 
 def complexity_loss(net: GatedModel) -> Tensor:
-    return net.gap(cost_gate(net.gates, net.keep, net.price()))
+    """The gap of the live channels, with the gradient that it has there."""
+    price = net.price()
+    phi = cost_gate(net.gates, net.keep, price)
+    return net.live_gap() + (price * (phi - phi.detach())).sum()
 
 
 def scores(net: GatedModel) -> Tensor:

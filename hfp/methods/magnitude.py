@@ -81,7 +81,7 @@ def channel_means(table: ChannelTable, places: Iterable[tuple[Tensor, Tensor, in
     """
     sums = torch.zeros(table.channels + len(table.products), 2, dtype=torch.float64)
     for vector, values, count in places:
-        pairs = torch.stack([values.double().cpu(), torch.full((len(values),), float(count), dtype=torch.float64)], 1)
+        pairs = torch.stack([values.cpu().double(), torch.full((len(values),), float(count), dtype=torch.float64)], 1)
         sums.index_add_(0, vector[vector != FIXED], pairs[vector != FIXED])
     total, count_ = with_products(sums, table.channels, table.products).unbind(1)
     return total / count_.clamp_min(1.0), count_

@@ -50,7 +50,7 @@ class Method:
     """net -> (channels,) what channels are multiplied by in a forward with gradients, instead of `net.keep`: 0 and 1
     in value, with a gradient to `net.gates`."""
     penalty: Callable[[GatedModel], Tensor] | None = None
-    """net -> what `net.complexity_loss()` returns where gradients are on, instead of `net.gap(net.keep)`; a scalar."""
+    """net -> what `net.complexity_loss()` returns where gradients are on, instead of `net.live_gap()`; a scalar."""
     forward: Callable[[GatedModel, tuple[Any, ...], dict[str, Any]], Any] | None = None
     """Stands in for the whole forward of a net: net, args, kwargs -> what `net.gated(phi, args, kwargs)` gives."""
     buffers: Callable[[ChannelTable], dict[str, Tensor]] = _nothing

@@ -59,7 +59,7 @@ def forward(net: GatedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 
 def penalty(net: GatedModel) -> Tensor:
-    loss = net.gap(net.keep)
+    loss = net.live_gap()
     if not running(net):
         return loss
     strength = 1.0 / (TRAVEL * max(1.0, LIGHT * net.steps))

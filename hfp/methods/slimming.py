@@ -52,7 +52,7 @@ def scores(net: GatedModel) -> Tensor:
 
 def penalty(net: GatedModel) -> Tensor:
     """The gap, which trains nothing here, and while the schedule runs the L1 norm of the scales."""
-    loss = net.gap(net.keep)
+    loss = net.live_gap()
     if net.progress < 1.0:
         for weight, vector in scales(net.model, net.table):
             loss = loss + SPARSITY * weight[vector.to(weight.device) != FIXED].abs().sum()

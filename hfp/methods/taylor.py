@@ -23,7 +23,7 @@ GATHER = 0.2  # share of the schedule
 
 
 def gate(net: GatedModel) -> Tensor:
-    return task_gate(net.gates, net.keep, torch.ones_like(net.gates, dtype=torch.double))
+    return task_gate(net.gates, net.keep, torch.ones_like(net.gates))
 
 
 METHOD = Method("taylor", scores=learned, schedule=after(GATHER), gate=gate)
