@@ -142,11 +142,11 @@ class Proof:
         for double, chance in ((True, False), (True, True), (False, False)):
             model, arguments, tolerance = self.model, self.arguments, self.tolerance
             if double:
-                try:
-                    model = surgery.compact(model, self.table, whole).double()
-                except (TypeError, RuntimeError):  # there are devices without float64
+                copied = _doubled(surgery.compact(model, self.table, whole), self.device)
+                if copied is None:
                     continue
-                arguments, tolerance = placed(arguments, self.device, {self.dtype: torch.float64}), DOUBLE
+                model, device = copied
+                arguments, tolerance = placed(arguments, device, {self.dtype: torch.float64}), DOUBLE
             judge = Proof(model, self.table, arguments, ignored=self.ignored, tolerance=tolerance, chance=chance)
             if judge.compared(whole)[0] <= tolerance:
                 return judge
@@ -209,6 +209,16 @@ class Proof:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Weights to check with
+
+
+def _doubled(model: nn.Module, device: torch.device) -> tuple[nn.Module, torch.device] | None:
+    """The model in float64, where it is; there are devices without float64, then on the CPU."""
+    for place in (device, torch.device("cpu")):
+        try:
+            return model.to(place).double(), place
+        except (TypeError, RuntimeError):
+            pass
+    return None
 
 
 def randomise(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""On a device that is not the CPU, see `far.py`: `python tests/on_far.py`, as `test_device.py` does."""
+"""On a device that is not the CPU, see `far.py`: `PYTHONPATH=. python tests/on_far.py`, as `test_device.py` does."""
 
 from __future__ import annotations
 
@@ -80,6 +80,23 @@ def test_a_step_does_not_wait_for_the_device(name: str) -> None:
     for _ in range(3):
         step(net, optimizer, x)
     assert not far.waits
+
+
+class Chaotic(nn.Module):
+    """What is rounding before the sine, is all of the output behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1e6 * self.b(self.a(x).relu())).sin()
+
+
+def test_where_float64_has_to_decide_the_cpu_does() -> None:
+    model, x = Chaotic().to("far"), torch.randn(5, 4).to("far")
+    net = hfp.wrap(model, x, target_macs=0.5, steps=2, verify=True)
+    assert {p.device.type for p in net.compact().parameters()} == {"far"}
 
 
 @pytest.mark.parametrize("name", [name for name in SPECIMENS if name not in THERE_IS_ONLY_THE_CPU])
