@@ -2,8 +2,8 @@
 
 `PYTHONPATH=. python tests/far.py train.py --device far ...` runs a script where there is one. What it knows is what
 PyTorch tells a backend that is written in Python: tensors of `Far` hold a tensor of the CPU, and every operator is run
-on those. `waits` counts what a GPU would have to be waited for: numbers and tensors that come back, lengths that hang on
-values.
+on those. `waits` counts what a GPU would have to be waited for: numbers and tensors that come back, lengths that hang
+on values.
 """
 
 from __future__ import annotations

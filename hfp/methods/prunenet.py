@@ -68,10 +68,11 @@ def penalty(net: GatedModel) -> Tensor:
 
 def pressure(variance: Tensor, table: ChannelTable) -> Tensor:
     """(channels,) weights of the penalty, for the variance of contributions; 1 where none was seen."""
-    typical = relative(variance.detach().cpu().double(), table)
+    seen = variance.detach().cpu().double()
+    typical = relative(seen, table)
     weights = typical.rsqrt().clamp_max(HEAVIEST)
     for group in table.groups:
-        if not bool(variance[group.channels].any()):
+        if not bool(seen[group.channels].any()):
             weights[group.channels] = 1.0
     return weights.to(variance)
 

@@ -55,7 +55,7 @@ def penalty(net: GatedModel) -> Tensor:
     loss = net.live_gap()
     if net.progress < 1.0:
         for weight, vector in scales(net.model, net.table):
-            loss = loss + SPARSITY * weight[vector.to(weight.device) != FIXED].abs().sum()
+            loss = loss + SPARSITY * (weight.abs() * (vector != FIXED).to(weight)).sum()
     return loss
 
 
