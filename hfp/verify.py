@@ -142,10 +142,11 @@ class Proof:
         for double, chance in ((True, False), (True, True), (False, False)):
             model, arguments, tolerance = self.model, self.arguments, self.tolerance
             if double:
-                copied = _doubled(surgery.compact(model, self.table, whole), self.device)
-                if copied is None:
+                twin = surgery.compact(model, self.table, whole)
+                device = _to_double(twin, self.device)
+                if device is None:
                     continue
-                model, device = copied
+                model = twin
                 arguments, tolerance = placed(arguments, device, {self.dtype: torch.float64}), DOUBLE
             judge = Proof(model, self.table, arguments, ignored=self.ignored, tolerance=tolerance, chance=chance)
             if judge.compared(whole)[0] <= tolerance:
@@ -211,11 +212,12 @@ class Proof:
 # Weights to check with
 
 
-def _doubled(model: nn.Module, device: torch.device) -> tuple[nn.Module, torch.device] | None:
-    """The model in float64, where it is; there are devices without float64, then on the CPU."""
-    for place in (device, torch.device("cpu")):
+def _to_double(model: nn.Module, device: torch.device) -> torch.device | None:
+    """Make a model float64 where it is; there are devices without float64, then on the CPU. Where its inputs belong."""
+    for move, place in ((nn.Module.double, device), (lambda model: model.cpu().double(), torch.device("cpu"))):
         try:
-            return model.to(place).double(), place
+            move(model)
+            return place
         except (TypeError, RuntimeError):
             pass
     return None

@@ -82,6 +82,28 @@ def test_a_step_does_not_wait_for_the_device(name: str) -> None:
     assert not far.waits
 
 
+class Split(nn.Module):
+    """A half on one device, the other on another."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.ReLU()).to(first)
+        self.two = nn.TransformerEncoderLayer(12, 3, 16, batch_first=True, dropout=0.0).to(second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).to(self.two.linear1.weight.device))
+
+
+@pytest.mark.parametrize(("first", "second"), [("cpu", "far"), ("far", "cpu")])
+def test_a_network_may_be_on_several_devices(first: str, second: str) -> None:
+    model, x = Split(first, second), torch.randn(2, 5, 6).to(first)
+    net = hfp.wrap(model, x, target_params=0.7, steps=2, verify=True)
+    loss = net(x).square().mean()
+    (loss + net.complexity_loss().to(loss.device)).backward()
+    small = net.compact()
+    assert [p.device.type for p in small.parameters()] == [p.device.type for p in model.parameters()]
+
+
 class Chaotic(nn.Module):
     """What is rounding before the sine, is all of the output behind it."""
 
