@@ -94,7 +94,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(lambda x: x if not isinstance(x, Tensor) else twins[id(x)] if id(x) in twins else Far(x), out)
 
 
-class _Module(backend_registration._DummyBackendModule):  # type: ignore[misc, name-defined]
+class _Module(getattr(backend_registration, "_DummyBackendModule", object)):  # type: ignore[misc]
     """What PyTorch asks of `torch.far`."""
 
     def is_available(self) -> bool:
