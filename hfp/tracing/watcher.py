@@ -90,7 +90,9 @@ class Watcher(TorchDispatchMode):
         """The tensor whose size was read last."""
         self._paused = False
         self._widths = {len(ids) for axes in ledger.axes.values() for ids in axes}
-        self._names = WeakIdKeyDictionary({tensor: name for name, tensor in shadows.items()})
+        # A plain table, since many operators ask for it. The tensor stands beside its name so that no other can take
+        # its id while the run lasts.
+        self._names = {id(tensor): (tensor, name) for name, tensor in shadows.items()}
         self._memory = Memory()
         self._numbers = Numbers()
         for name, tensor in shadows.items():
@@ -150,7 +152,7 @@ class Watcher(TorchDispatchMode):
             self._pin((self._largest.get(tensor),), "is asked for the index of its largest or smallest", operator)
 
     def name_of(self, tensor: Any) -> str | None:
-        return self._names.get(tensor) if isinstance(tensor, Tensor) else None
+        return self._names.get(id(tensor), (None, None))[1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -301,7 +303,7 @@ class Watcher(TorchDispatchMode):
         if args and isinstance(out, Tensor) and operator in _SAME_TENSOR:
             name = self.name_of(args[0])
             if name is not None:
-                self._names[out] = name
+                self._names[id(out)] = (out, name)
 
 
 def _some(labels: Labels) -> tuple[Tensor, ...]:
