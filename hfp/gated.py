@@ -13,6 +13,7 @@ from hfp import carry, gates, inputs, surgery
 from hfp.budget import Budget
 from hfp.channels import ChannelTable
 from hfp.cost import Cost
+from hfp.kept import Kept
 from hfp.methods.method import Method
 from hfp.threshold import smallest, threshold
 from hfp.verify import Proof
@@ -62,8 +63,8 @@ class GatedModel(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long, device=device))
         for name, buffer in method.buffers(table).items():
             self.register_buffer(name, buffer.to(device))
-        self._reckoned: tuple[Tensor, tuple[int, bool], Tensor, Tensor] | None = None
-        self._counted: tuple[Tensor, int, int] | None = None
+        self._reckoned = Kept[tuple[Tensor, Tensor]]()
+        self._counted = Kept[int]()
         self._dtype = _precision(model)  # that the example inputs suit
         self.train(model.training)
 
@@ -79,9 +80,6 @@ class GatedModel(nn.Module):
     def keep(self, keep: Tensor) -> None:
         # A new tensor, not an in-place change: the graph of this step's forward still holds the old one.
         self.live = keep.to(self.live)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reckoned": None, "_counted": None}  # a copy's tensors have versions of their own
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -117,7 +115,7 @@ class GatedModel(nn.Module):
         if self.training and self.progress < 1.0:
             step = self._taken() + 1
             self.step += 1
-            self._counted = (self.step, self.step._version, step)
+            self._counted.put(self.step, step)
             if step == SURELY_TRAINED:
                 self._warn_of_idle_gates()
             before, share = (self.method.share(taken, self.steps) for taken in (step - 1, step))
@@ -147,9 +145,11 @@ class GatedModel(nn.Module):
     @torch.compiler.disable
     def _taken(self) -> int:
         """`step` as a number. The device is waited for only if somebody else has written it, as loading does."""
-        if self._counted is None or self._counted[0] is not self.step or self._counted[1] != self.step._version:
-            self._counted = (self.step, self.step._version, int(self.step))
-        return self._counted[2]
+        taken = self._counted.get(self.step)
+        if taken is None:
+            taken = int(self.step)
+            self._counted.put(self.step, taken)
+        return taken
 
     def live_gap(self) -> Tensor:
         """`gap` of the live channels, without a gradient."""
@@ -162,14 +162,15 @@ class GatedModel(nn.Module):
     @torch.compiler.disable
     def _reckon(self) -> tuple[Tensor, Tensor]:
         """`live_gap` and `price`, reckoned anew when others are live."""
-        state = self.live._version, self.stopped
-        if self._reckoned is None or self._reckoned[0] is not self.live or self._reckoned[1] != state:
+        reckoned = self._reckoned.get(self.live, self.stopped)
+        if reckoned is None:
             with torch.enable_grad():
                 live = self.keep.cpu().double().requires_grad_()
                 gap = self.gap(live)
                 (price,) = torch.autograd.grad(gap, live)
-            self._reckoned = self.live, state, gap.detach(), price.float().to(gap.device)
-        return self._reckoned[2:]
+            reckoned = gap.detach(), price.float().to(gap.device)
+            self._reckoned.put(self.live, reckoned, self.stopped)
+        return reckoned
 
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
         """Groups for an optimizer: the model's parameters with `lr` and `options`, the gates with their own.

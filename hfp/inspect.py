@@ -20,11 +20,12 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from hfp import catalogue
+from hfp.as_trained import randomise, settle
 from hfp.channels import ChannelTable
 from hfp.explain import table_data
 from hfp.inputs import arguments
 from hfp.trace import trace
-from hfp.verify import Disagreement, randomise, settle, verify
+from hfp.verify import Disagreement, verify
 
 CUTS = 3
 
