@@ -93,6 +93,8 @@ class ChannelTable:
 
         return table_text(self)
 
+    __repr__ = __str__  # what a notebook shows
+
 
 def build_table(ledger: Ledger, operands: list[Operand], names: Names, inputs: dict[str, Any]) -> ChannelTable:
     """The table that a ledger amounts to."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 110  # columns, where there is no terminal
 SHOWN_LAYERS = 3
 SHOWN_ROWS = 30  # where there are more, those that are alike but for numbers in their names share a row
+_BLANK = "    \n"
+RULED = box.Box(2 * _BLANK + " -- \n" + 5 * _BLANK, ascii=True)
+"""A line below the head of a table. Not every output takes more than ASCII."""
 COSTS = {"macs": "MACs", "params": "parameters"}
 _DIGITS = re.compile(r"\d+")
 
@@ -120,7 +123,9 @@ def table_text(table: ChannelTable) -> str:
     """What `print(hfp.trace(model, x))` shows: the groups, how far the costs can go down, what stays whole, and why."""
     data = table_data(table)
     text = io.StringIO()
-    out = Console(file=text, width=min(PLAIN_WIDTH, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns))
+    width = min(PLAIN_WIDTH, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns)
+    # Text and nothing else, wherever this runs: a console in a notebook would show it instead.
+    out = Console(file=text, width=width, force_terminal=False, force_jupyter=False, color_system=None)
 
     def paragraph(words: str) -> None:
         out.print(words, highlight=False, markup=False)
@@ -205,7 +210,7 @@ def _whole(table: ChannelTable) -> Table:
 
 def _table() -> Table:
     """A table without frames, so that long names have room on a narrow terminal."""
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    return Table(box=RULED, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def phrase(table: ChannelTable, number: int) -> str:

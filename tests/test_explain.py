@@ -93,9 +93,24 @@ def test_whatever_stays_whole_has_a_reason_and_a_place(specimen: Specimen) -> No
 
 def columns(text: str) -> list[list[str]]:
     """The first lines of the rows of tables without frames; a line of blanks at first goes on with the one above."""
-    bodies = [body.strip("\n").split("\n\n")[0] for body in re.split(r"^ ─+$", text, flags=re.MULTILINE)[1:]]
+    bodies = [body.strip("\n").split("\n\n")[0] for body in re.split(r"^ -+$", text, flags=re.MULTILINE)[1:]]
     lines = [line for body in bodies for line in body.splitlines() if not line.startswith(10 * " ")]
     return [re.split(r" {2,}", line.strip()) for line in lines]
+
+
+@pytest.mark.parametrize("name", sorted(ODDITIES))
+def test_text_is_plain_wherever_it_is_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No colours, nothing that an old encoding lacks; and a notebook shows nothing in place of giving it."""
+    specimen = ODDITIES[name]
+    table = hfp.trace(specimen.model(), specimen.inputs())
+    text = str(table)
+    assert "can be pruned" in text and "parameters" in text
+    assert text.isascii() and "\x1b" not in text
+    assert repr(table) == text
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert str(table) == text
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert str(table) == text
 
 
 @pytest.mark.parametrize(
