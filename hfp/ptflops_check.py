@@ -13,6 +13,7 @@ from torch import nn
 from hfp import surgery
 from hfp.channels import ChannelTable
 from hfp.inputs import Arguments, placed
+from hfp.turns import one_at_a_time
 
 
 class _Call(nn.Module):
@@ -47,6 +48,7 @@ def measured(model: nn.Module, inputs: Arguments) -> int:
     # A copy, since ptflops leaves attributes behind; gradients, since without them attention takes another path.
     call = _Call(copy.deepcopy(model)).eval()
     with (
+        one_at_a_time,  # ptflops, too, stands in for functions of PyTorch
         torch.enable_grad(),
         torch.random.fork_rng(devices=[]),
         contextlib.redirect_stdout(said),

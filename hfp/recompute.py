@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from torch.utils import checkpoint
 
 Function = Callable[..., Any]
+_lock = Lock()
 _alike: ContextVar[Callable[[Function], Function] | None] = ContextVar("alike", default=None)
 
 
@@ -26,7 +28,8 @@ def recomputed(alike: Callable[[Function], Function]) -> Iterator[None]:
 
     ValueError from a checkpoint with `use_reentrant=True`: it has a backward pass of its own, behind the gates' back.
     """
-    _replace()
+    with _lock:
+        _replace()
     token = _alike.set(alike)
     try:
         yield

@@ -19,6 +19,7 @@ from hfp.tracing.run import run
 from hfp.trial.misfit import pins_of
 from hfp.trial.repair import Repairs
 from hfp.trial.trial import misfits
+from hfp.turns import one_at_a_time
 
 Ignored = Sequence[str | nn.Module] | str | nn.Module
 
@@ -40,7 +41,7 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = (),
     """
     _check(model)
     subject = Subject(model, arguments(model, example_inputs), Names.of(model))
-    with uncollected():
+    with one_at_a_time, uncollected():
         return _trace(subject, ignore, ptflops)
 
 

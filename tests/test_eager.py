@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfp
+from hfp.eager import eagerly
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.compile, which has others in every version
 
@@ -93,3 +94,20 @@ def test_flexible_attention() -> None:
     model = Net(run, embed=nn.Linear(4, 16), qkv=nn.Linear(16, 48), out=nn.Linear(16, 3)).eval()
     x = torch.randn(2, 5, 4)
     assert "is given to flex_attention" in reasons(model, x)["qkv.weight"]
+
+
+def test_the_last_to_leave_puts_back_what_the_first_found() -> None:
+    """Threads need not leave in the order in which they came."""
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
+
+    def stance() -> str:
+        return str(torch._dynamo.eval_frame._stance.stance)
+
+    first, second = eagerly(), eagerly()
+    before = stance()
+    for thread in first, second:
+        thread.__enter__()
+    first.__exit__(None, None, None)
+    assert stance() == "force_eager" != before
+    second.__exit__(None, None, None)
+    assert stance() == before

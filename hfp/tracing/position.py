@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from threading import get_ident
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -89,13 +90,16 @@ class Position:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """While this lasts, modules that are called are entered and left."""
+        """While this lasts, modules that are called in this thread are entered and left."""
+        thread = get_ident()
 
         def enter(module: nn.Module, _: Any) -> None:
-            self._enter(self._names.get(module, self.path), module)
+            if get_ident() == thread:
+                self._enter(self._names.get(module, self.path), module)
 
         def leave(module: nn.Module, _: Any, __: Any) -> None:
-            self._frames.pop()
+            if get_ident() == thread:
+                self._frames.pop()
 
         handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
         try:

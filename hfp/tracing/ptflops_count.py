@@ -243,10 +243,11 @@ class PtflopsCounter:
         def stand_in(*args: Any, **kwargs: Any) -> Any:
             # No mode is on in other threads, nor below the watched operators, whose kernels may be Python as well. A
             # function that is followed is called once more, by its name, which is that of the stand-in.
-            followed = getattr(self._position.followed, "__wrapped__", None) is function
-            self._position.followed = None
-            if not followed and _get_current_dispatch_mode() is not None:
-                self._add(count, 1, *args, **kwargs)
+            if _get_current_dispatch_mode() is not None:
+                followed = getattr(self._position.followed, "__wrapped__", None) is function
+                self._position.followed = None
+                if not followed:
+                    self._add(count, 1, *args, **kwargs)
             return function(*args, **kwargs)
 
         return stand_in
