@@ -44,6 +44,8 @@ class Readers:
     def __init__(self, model: nn.Module, table: ChannelTable) -> None:
         every = Names.of(model)
         self.names = every.modules
+        self.aliases = every.aliases
+        self.parameters = frozenset(every.parameters)
         names: dict[str, list[str]] = {}
         for alias, name in every.aliases.items():
             names.setdefault(name, []).append(alias)
@@ -54,6 +56,19 @@ class Readers:
         self._ids = {torch.device("cpu"): _Ids(table.products, torch.cat([torch.empty(0, dtype=torch.long), *read]))}
         self.at = {training: _by_site(self.operands, training) for training in (True, False)}
         self.opened = {operand.site.inside for operand in self.operands}
+
+    def names_in(self, model: nn.Module) -> dict[nn.Module, str]:
+        """Module -> name, in the model, or in a replica of it (`nn.DataParallel` makes some for every step)."""
+        return self.names if model in self.names else {module: name for name, module in model.named_modules()}
+
+    def still(self, model: nn.Module) -> dict[str, Tensor]:
+        """Every name of a tensor -> what stands in for it: parameters without gradient, copied buffers.
+
+        A batch norm in training mode works with the statistics of its batch, and keeps those of its life in a buffer.
+        """
+        tensors = {name: tensor_of(model, name) for name in set(self.aliases.values())}
+        still = {name: x.detach() if name in self.parameters else x.clone() for name, x in tensors.items()}
+        return {alias: still[name] for alias, name in self.aliases.items()}
 
     def ids(self, device: torch.device) -> _Ids:
         """Those on this device. They are no buffers: an average of a network would average its buffers."""
@@ -135,7 +150,7 @@ class _Gated(nn.Module):
     def __init__(self, model: nn.Module, readers: Readers, gates: Tensor, frozen: bool) -> None:
         super().__init__()
         self.model, self.readers = model, readers
-        tensors = _still(model) if frozen else {}
+        tensors = readers.still(model) if frozen else {}
         weights, self.hidden = readers.spread(gates)
         tensors.update(readers.gated(model, weights, frozen))
         self.tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
@@ -168,15 +183,4 @@ def run(
     frozen: bool = False,
 ) -> Any:
     """`gated_forward`; `frozen`: nothing of the model learns, neither its weights nor the statistics of its norms."""
-    return _Gated(model, readers, gates, frozen).run(Position(readers.names), model, *args, **kwargs)
-
-
-def _still(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> what stands in for a tensor of the model, under every name: parameters without gradient, copied buffers.
-
-    A batch norm in training mode works with the statistics of its batch, and keeps those of its life in a buffer.
-    """
-    names = Names.of(model)
-    parameters = set(names.parameters)
-    still = {name: x.detach() if name in parameters else x.clone() for name, x in names.tensors.items()}
-    return {alias: still[name] for alias, name in names.aliases.items()}
+    return _Gated(model, readers, gates, frozen).run(Position(readers.names_in(model)), model, *args, **kwargs)

@@ -108,3 +108,39 @@ def test_only_methods_that_train_gates_ask_for_their_gradients() -> None:
         net = hfp.wrap(model, torch.zeros(1, 8), target_macs=0.5, method=name)
         assert net.gates.requires_grad == (name in ("hfp", "prunenet", "slimming", "taylor"))
         assert method.learns == net.gates.requires_grad
+
+
+def replicated(module: nn.Module) -> nn.Module:
+    """As `nn.DataParallel` replicates a module for every step, here on the same device: a copy without parameters."""
+    copies = {part: part._replicate_for_data_parallel() for part in module.modules()}
+    for part, copy in copies.items():
+        for name, child in part._modules.items():
+            setattr(copy, name, copies[child] if child is not None else None)
+        for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
+            setattr(copy, name, None if tensor is None else tensor.clone())
+    replica: nn.Module = copies[module]
+    return replica
+
+
+@pytest.mark.parametrize("method", ["hfp", "prunenet"])
+def test_a_replica_is_gated_as_the_network_is(method: str) -> None:
+    """In a norm, channels are hidden by the place of the call, which a replica tells by modules of its own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+    net = hfp.wrap(model, torch.zeros(2, 6), target_macs=0.5, steps=5, method=method)
+    x = torch.randn(8, 6)
+    for _ in range(6):
+        statistics = model[2].running_mean.clone()
+        replica = replicated(net)
+        gradients = []
+        for called in net, replica:
+            loss = called(x).square().sum()
+            wanted = [*model.parameters()]
+            gradients.append((loss.detach(), *torch.autograd.grad(loss, wanted, allow_unused=True)))
+        for own, expected in zip(*gradients, strict=True):
+            assert (own is None) == (expected is None)
+            assert own is None or torch.equal(own, expected)
+        frozen = method == "prunenet" and net.progress == 0
+        assert torch.equal(replica.model[2].running_mean, statistics) == frozen
+        net.complexity_loss()
+    assert not net.keep.all()
