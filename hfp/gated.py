@@ -58,8 +58,9 @@ class GatedModel(nn.Module):
         self._arguments = arguments
         device = next(model.parameters()).device
         self._readers = gates.Readers(model, table)
-        self.gates = nn.Parameter(torch.zeros(table.channels, device=device), requires_grad=method.learns)
-        self.register_buffer("live", torch.ones(table.channels, device=device))
+        one_each = torch.ones(table.channels, dtype=torch.float32, device=device)  # in whatever precision the model is
+        self.gates = nn.Parameter(torch.zeros_like(one_each), requires_grad=method.learns)
+        self.register_buffer("live", one_each)
         self.register_buffer("step", torch.zeros((), dtype=torch.long, device=device))
         for name, buffer in method.buffers(table).items():
             self.register_buffer(name, buffer.to(device))

@@ -108,12 +108,12 @@ def _gather(net: GatedModel, vector: Tensor, weight: Tensor, module: nn.Module, 
     values = x.var(1, correction=0) * weight.float().square().transpose(0, 1).flatten(1).sum(1)
     values = (values / values.mean().clamp_min(torch.finfo(values.dtype).tiny)).cpu()
     live, table, variance = vector != FIXED, net.table, net.get_buffer("variance")
-    sums = torch.zeros(table.channels + len(table.products)).index_add(0, vector[live], values[live])
+    sums = values.new_zeros(table.channels + len(table.products)).index_add(0, vector[live], values[live])
     variance += with_products(sums, table.channels, table.products).to(variance)
 
 
 def buffers(table: ChannelTable) -> dict[str, Tensor]:
-    return {"variance": torch.zeros(table.channels)}
+    return {"variance": torch.zeros(table.channels, dtype=torch.float32)}
 
 
 METHOD = Method(

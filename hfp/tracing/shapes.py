@@ -208,6 +208,21 @@ def _resized(x: Tensor, size: list[int], *_: Any) -> Tensor | None:
     return _empty(x, (*x.shape[:2], *size)) if plain and x.numel() and min(size) > 0 else None
 
 
+def _grouped(a: Tensor, b: Tensor, offs: Tensor | None = None, *rest: Any) -> Tensor | None:
+    """PyTorch's own takes bfloat16 alone in some versions (2.11), whose kernels of numbers take more."""
+    plain = a.dim() == 2 and b.dim() == 3 and offs is not None and not rest and a.dtype == b.dtype
+    if not plain or a.shape[1] != b.shape[1] or not (_whole(a) and _whole(b)):
+        return None
+    rows, columns, run = a.shape[0], b.shape[2], 16 // a.element_size()
+    return torch.empty_strided((rows, columns), (-(-columns // run) * run, 1), dtype=a.dtype, device="meta")
+
+
+def _whole(x: Tensor) -> bool:
+    """Whether what lies side by side in memory, rows or columns, begins at whole 16 bytes."""
+    rows, columns = x.stride()[-2:]
+    return columns == 1 and rows * x.element_size() % 16 == 0 or rows == 1 and columns * x.element_size() % 16 == 0
+
+
 _UNARY = "elu exp gelu hardsigmoid hardswish hardtanh leaky_relu relu rsqrt sigmoid silu softplus sqrt tanh".split()
 _BINARY = "add sub mul div".split()
 
@@ -236,4 +251,5 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     aten.cat.default: _cat,
     aten.upsample_bilinear2d.default: _resized,
     aten.upsample_nearest2d.default: _resized,
+    **({aten._grouped_mm.default: _grouped} if hasattr(aten, "_grouped_mm") else {}),
 }
