@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from hfp import files, inputs, program, surgery
+from hfp.ambient import plainly
 from hfp.copies import copied
 from hfp.trace import trace
 
 
+@plainly
 def save(small: nn.Module, path: str | Path, **notes: Any) -> None:
     """Write a compact network (what `net.compact()` or `hfp.load` returned), fine-tuned or not, to one file.
 
@@ -65,6 +67,7 @@ def _described(small: nn.Module, notes: Mapping[str, Any]) -> tuple[nn.Module, d
     }
 
 
+@plainly
 def load(path: str | Path, model: nn.Module | None = None, *, trusted: bool = False) -> nn.Module:
     """The compact network in `path`, built from `model`, the dense network as its own constructor makes it.
 

@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hfp.ambient import plainly
 from hfp.labels import Place
 from hfp.threshold import smallest
 
@@ -36,6 +37,7 @@ _DIGITS = re.compile(r"\d+")
 # As plain data
 
 
+@plainly
 def table_data(table: ChannelTable) -> dict[str, Any]:
     """Everything that the printed table tells, and what it leaves out, as JSON-able data.
 

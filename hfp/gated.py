@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hfp import carry, gates, inputs, surgery
+from hfp.ambient import plainly
 from hfp.budget import Budget
 from hfp.channels import ChannelTable
 from hfp.cost import Cost
@@ -161,6 +162,7 @@ class GatedModel(nn.Module):
         return self._reckon()[1]
 
     @torch.compiler.disable
+    @plainly
     def _reckon(self) -> tuple[Tensor, Tensor]:
         """`live_gap` and `price`, reckoned anew when others are live."""
         reckoned = self._reckoned.get(self.live, self.stopped)
@@ -192,27 +194,33 @@ class GatedModel(nn.Module):
         """The share of the pruning schedule that is done, in [0, 1]; 1 once it is stopped."""
         return 1.0 if self.stopped else min(self._taken() / self.steps, 1.0)
 
+    @plainly
     def macs(self) -> int:
         """Multiply-adds of one pass of the example inputs, with the channels that are live now."""
         return self._counts()["macs"].count(self.keep.cpu())
 
+    @plainly
     def params(self) -> int:
         """Parameters with the channels that are live now."""
         return self._counts()["params"].count(self.keep.cpu())
 
     @property
+    @plainly
     def dense_macs(self) -> int:
         return self._counts()["macs"].dense()
 
     @property
+    @plainly
     def dense_params(self) -> int:
         return self._counts()["params"].dense()
 
     @property
+    @plainly
     def least_macs(self) -> int:
         """The smallest `target_macs` that can be reached."""
         return smallest(self.table, self._counts()["macs"], self.round_to)
 
+    @plainly
     def compact(
         self, *, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None, ema: nn.Module | None = None
     ) -> nn.Module:
@@ -245,6 +253,7 @@ class GatedModel(nn.Module):
     def _counts(self) -> dict[str, Cost]:
         return counts(self.table, self.counter)
 
+    @plainly
     def _chosen(self, share: float) -> Tensor:
         """(channels,) bool on the CPU: the live channels when the budget has come down by this share of its way."""
         keep, limits = self.keep.cpu(), [(budget.cost, budget.at(share)) for budget in self.budgets]

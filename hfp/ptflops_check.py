@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hfp import surgery
+from hfp.ambient import as_set
 from hfp.channels import ChannelTable
 from hfp.inputs import Arguments, placed
 from hfp.turns import one_at_a_time
@@ -49,6 +50,7 @@ def measured(model: nn.Module, inputs: Arguments) -> int:
     call = _Call(copy.deepcopy(model)).eval()
     with (
         one_at_a_time,  # ptflops, too, stands in for functions of PyTorch
+        as_set(),
         torch.enable_grad(),
         torch.random.fork_rng(devices=[]),
         contextlib.redirect_stdout(said),

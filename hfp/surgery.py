@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
+from hfp.ambient import as_set
 from hfp.attention import MultiheadAttention
 from hfp.cache import rows_at_hand
 from hfp.chance import NoChance
@@ -216,7 +217,9 @@ def difference(
     for function in (a, b):
         with torch.no_grad(), torch.random.fork_rng(), eagerly(), nullcontext() if chance else NoChance():
             torch.manual_seed(0)
-            outs.append([x.detach().cpu().double() for x in tensors_of(function(*args, **kwargs))])
+            with as_set():
+                out = function(*args, **kwargs)
+            outs.append([x.detach().cpu().double() for x in tensors_of(out)])
     worst = 0.0
     for x, y in zip(*outs, strict=True):
         if x.shape != y.shape:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfp.ambient import plainly
 from hfp.channels import ChannelTable, build_table
 from hfp.copies import uncollected
 from hfp.inputs import arguments, describe
@@ -24,6 +25,7 @@ from hfp.turns import one_at_a_time
 Ignored = Sequence[str | nn.Module] | str | nn.Module
 
 
+@plainly
 def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = (), ptflops: bool = False) -> ChannelTable:
     """The channel table of `model`, from runs on the meta device; the model is left as it was.
 

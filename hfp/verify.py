@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hfp import gates, surgery
+from hfp.ambient import plainly
 from hfp.channels import ChannelTable
 from hfp.explain import phrase
 from hfp.inputs import Arguments, arguments, placed, rebuild, tells_values
@@ -33,6 +34,7 @@ class Disagreement(RuntimeError):
         self.groups = groups
 
 
+@plainly
 def verify(model: nn.Module, table: ChannelTable, example_inputs: Any = None, *, cuts: int = 3) -> float:
     """How far gated and compacted outputs are apart at most, relative to the largest, for `cuts` random keep vectors.
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hfp import inputs, methods, ptflops_check, surgery
+from hfp.ambient import plainly
 from hfp.budget import Budget, Target, absolute
 from hfp.channels import ChannelTable
 from hfp.gated import GatedModel, counts
@@ -20,6 +21,7 @@ CUTS, MANY_CUTS = 2, 5  # random cuts that `wrap` tries by default, and where it
 VERIFIED_BY_DEFAULT = 50_000_000  # parameters up to which `wrap` proves on real numbers that gating equals removing
 
 
+@plainly
 def wrap(
     model: nn.Module,
     example_inputs: Any = None,

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils import backend_registration
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves, tree_map
 
 AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")  # from PyTorch 2.10 on
@@ -132,6 +134,8 @@ _kept: list[Any] = []  # a library takes back what it has registered when it goe
 
 def _moved(make: Any) -> Any:
     def made(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+        modes = _get_current_function_mode_stack() if device is None else []
+        device = next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), device)
         return make(data, *args, **kwargs).to(device)
 
     return made

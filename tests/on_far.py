@@ -82,6 +82,44 @@ def test_a_step_does_not_wait_for_the_device(name: str) -> None:
     assert not far.waits
 
 
+class Placed(nn.Module):
+    """Makes a table in its forward, and does not say where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.mix, self.norm = nn.Embedding(9, 12), nn.Linear(5, 12), nn.LayerNorm(12)
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mix(x) + self.places(torch.arange(x.shape[1]))
+        return self.last(self.norm(h).relu() * torch.linspace(0, 1, x.shape[1])[:, None])
+
+
+DEFAULT = {**NETS, "placed": (Placed, (2, 7, 5))}
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+@pytest.mark.parametrize("method", ["hfp", "pag", "ggp", "prunenet", "slimming", "taylor"])
+def test_it_may_be_the_default(name: str, method: str, tmp_path: Path) -> None:
+    """As after `torch.set_default_device`."""
+    make, shape = DEFAULT[name]
+    with torch.device("far"):
+        model, x = make(), torch.randn(shape)
+        table = hfp.trace(model, x)
+        assert "can be pruned" in str(table) and hfp.verify(model, table) < 1e-4
+        net = hfp.wrap(model, x, target_macs=0.7, steps=3, method=method)
+        optimizer = torch.optim.SGD(net.param_groups(lr=1e-3), momentum=0.9)
+        for _ in range(4):
+            step(net, optimizer, x)
+        small = net.compact(optimizer=optimizer)
+        assert {tensor.device.type for tensor in small.state_dict().values()} == {"far"}
+        torch.testing.assert_close(small.eval()(x).cpu(), net.eval()(x).cpu(), rtol=1e-4, atol=1e-5)
+        hfp.save(small, tmp_path / "small.safetensors")
+        again = hfp.load(tmp_path / "small.safetensors", make())
+        torch.testing.assert_close(again.eval()(x).cpu(), small(x).cpu(), rtol=1e-4, atol=1e-5)
+    assert table.fingerprint() == hfp.trace(make(), torch.zeros(shape)).fingerprint()
+
+
 class Split(nn.Module):
     """A half on one device, the other on another."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hfp.ambient import as_set
 from hfp.eager import eagerly
 from hfp.inputs import Arguments, placed
 from hfp.labels import Place
@@ -37,7 +38,7 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
         args, kwargs = tree_map(_doubled, (args, kwargs))
     swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
     model = subject.model
-    with preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
+    with as_set(), preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
         model.train(training)
         mark(subject.names.modules)
         for module in model.modules():

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from hfp.ambient import as_set
 from hfp.eager import eagerly
 from hfp.inputs import placed, shape_of
 from hfp.labels import Labels, Ledger
@@ -239,7 +240,7 @@ def _runs(subject: Subject) -> bool:
     for name in subject.names.parameters:  # whose gradient a forward may ask for
         shadows[name].requires_grad_(subject.names.tensors[name].requires_grad)
     args, kwargs = placed(subject.inputs, next(iter(shadows.values()), torch.zeros(0)).device)
-    with preserved(subject.model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
+    with as_set(), preserved(subject.model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
         subject.model.eval()
         try:
             swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
