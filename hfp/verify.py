@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -100,12 +101,13 @@ class Proof:
         error, _ = self.compared(keep, small)
         if error <= self.tolerance:
             return error
-        judge = self._judge()
-        error, words = judge.compared(keep)
-        if error <= judge.tolerance:
-            return error
-        self._check_finite()
-        raise judge._disagreement(keep, words)
+        with _in_full_precision(self.device):
+            judge = self._judge()
+            error, words = judge.compared(keep)
+            if error <= judge.tolerance:
+                return error
+            self._check_finite()
+            raise judge._disagreement(keep, words)
 
     def _check_finite(self) -> None:
         """Not a number times a gate that is closed is still none, so nothing can be said of such a network."""
@@ -207,6 +209,16 @@ class Proof:
         """A module that makes the channels of a group: to ignore it leaves them whole."""
         made = [tensor for tensor, dim in self.table.groups[number].members if (tensor, dim) not in self.table.readers]
         return next((owner for tensor in made if (owner := tensor.rpartition(".")[0])), "*")
+
+
+@contextmanager
+def _in_full_precision(device: torch.device) -> Iterator[None]:
+    """Without the autocast that the program may be in."""
+    with ExitStack() as stack:
+        for kind in {"cpu", device.type}:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def _to_double(model: nn.Module, device: torch.device) -> torch.device | None:

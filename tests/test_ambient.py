@@ -99,3 +99,11 @@ def test_only_what_is_asked_for_is_done_as_set() -> None:
     with torch.device("meta"):
         assert plainly(devices)() == ["cpu", "meta", "cpu", "cpu"]
         assert torch.empty(0).is_meta
+
+
+def test_rounding_by_autocast_is_no_disagreement() -> None:
+    model = torchvision.models.convnext_tiny(num_classes=5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        net = hfp.wrap(model, X, target_macs=0.5, steps=2, verify=True)
+        train(net, X)
+        assert net.compact()(X).dtype == torch.bfloat16
