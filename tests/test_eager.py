@@ -58,13 +58,28 @@ def test_compiled_parts_are_followed_and_gated_as_written_and_stay_compiled(comp
     assert compiled
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="its guards fail where a mode has a state")
-def test_a_gated_network_may_be_compiled_as_a_whole(compiled: list[Any]) -> None:
-    model = nn.Sequential(nn.Linear(4, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 3))
-    net = hfp.wrap(model, torch.randn(2, 4), target_macs=0.5)
-    x = torch.randn(5, 4)
-    torch.testing.assert_close(torch.compile(net, backend=counting(compiled))(x), net(x))
-    assert compiled
+@pytest.mark.parametrize("method", ["hfp", "prunenet", "slimming"])
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.BatchNorm1d])
+def test_a_gated_network_may_be_compiled_as_a_whole(norm: type[nn.Module], method: str, compiled: list[Any]) -> None:
+    """Where channels have to be hidden it runs as it is written."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), norm(12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    net = hfp.wrap(model, torch.randn(2, 4), target_macs=0.5, steps=5, method=method)
+    whole = torch.compile(net, backend=counting(compiled))
+    optimizer = torch.optim.SGD(net.param_groups(lr=0.01))
+    x = torch.randn(6, 4)
+    for _ in range(6):
+        learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        outs = [called(x) for called in (whole, net)]
+        torch.testing.assert_close(*outs)
+        own, expected = (torch.autograd.grad(out.square().sum(), learning, allow_unused=True) for out in outs)
+        torch.testing.assert_close(own, expected)
+        (whole(x).square().mean() + net.complexity_loss()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not net.keep.all()
+    assert compiled or norm is nn.LayerNorm
+    torch.testing.assert_close(net.eval().compact()(x), whole(x))
 
 
 def reasons(model: nn.Module, *inputs: Tensor) -> dict[str, str]:
