@@ -113,7 +113,10 @@ def task(made_up: Any) -> Any:
 
 
 def row_of(made_up: Any, seconds: float = 30) -> dict[str, Any]:
-    limits = processes.Limits(seconds, gb=processes.used_by(os.getpid())[1] + 0.5)  # with what the tests have imported
+    pages = int(
+        Path("/proc/self/statm").read_text().split()[1]
+    )  # with what the tests have imported: a process is forked
+    limits = processes.Limits(seconds, gb=pages * os.sysconf("SC_PAGE_SIZE") / 2**30 + 0.5)
     [(name, row)] = processes.rows_of([task(made_up)], limits)
     assert name == "it"
     return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ BREACHES: dict[str, tuple[Callable[[], Any], str]] = {
     "a program": (lambda: subprocess.run([sys.executable, "-V"], capture_output=True), "executed: subprocess.Popen"),
     "a file elsewhere": (lambda: open(os.devnull, "w").close(), "executed: open"),
     "no end": (lambda: [time.process_time() for _ in iter(int, 1)], "Breach: more than"),
-    "memory": (lambda: len(bytearray(700 * 2**20)), "memory: 700 MiB"),
+    "memory": (lambda: len(bytearray(700 * 2**20)), r"memory: [67]\d\d MiB"),  # some of it may have been there
     "the end of the process": (die, "the process died with 7"),
 }
 
@@ -62,6 +63,6 @@ def test_a_reader_that_does_what_it_must_not_is_found_out(
     monkeypatch.setattr(fuzz, "SECONDS", 0.5)
     row = fuzz.chunk(range(1), 0, files)
     if expected:
-        assert expected in row["failures"][0]
+        assert re.search(expected, row["failures"][0])
     else:
         assert row["answers"] == {"bad/refused": 1}
