@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None, experiment: Callable[[RunFolder], dict[s
     except OSError as error:
         print(f"\nerror: {error}.{how_to_resume(run)}", file=sys.stderr)
         return 1
-    except ValueError as error:
+    except (ValueError, hfp.Disagreement) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
     out = report.console()

@@ -63,4 +63,4 @@ class Budget:
 
     def gap(self, gates: Tensor) -> Tensor:
         """How far the live count is above the target, relative to dense; linear, so it pulls until it is met."""
-        return torch.relu(self.cost.to(gates.device)(gates) - self.target) / self.dense
+        return torch.relu(self.cost(gates) - self.target) / self.dense

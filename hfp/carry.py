@@ -17,13 +17,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from hfp import surgery
 from hfp.channels import ChannelTable
 from hfp.names import Names
 
-PER_GROUP = ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
-"""Attributes of PyTorch's schedulers that are lists with an entry for each group of their optimizer."""
+PER_GROUP = (
+    "base_lrs",
+    "_last_lr",
+    "lr_lambdas",
+    "min_lrs",
+    "max_lrs",
+    "base_momentums",
+    "max_momentums",
+    "base_values",
+)
+"""Attributes of PyTorch's schedulers, and of timm's, that are lists with an entry for each group of their optimizer."""
 
 Lives = dict[str, list[Tensor | None]]
 Change = Callable[[], None]
@@ -35,9 +45,9 @@ def carry(
     small: nn.Module,
     gates: nn.Parameter,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     scheduler: Any = None,
-    ema: nn.Module | None = None,
+    ema: nn.Module | Sequence[nn.Module] | None = None,
 ) -> None:
     """Make them go on with `small`, what `model` became by `small.hfp_record.keep`; `gates` are left behind.
 
@@ -47,18 +57,31 @@ def carry(
     """
     keep: Tensor = small.hfp_record.keep  # type: ignore[union-attr, assignment]
     changes: list[Change] = []
-    if optimizer is not None:
-        lives = surgery.lives_of(table, table.extended(keep))
-        left = [index for index, group in enumerate(optimizer.param_groups) if not _only_gates(group, gates)]
-        schedulers = _schedulers(scheduler, optimizer)
-        changes.append(_moved(optimizer, model, small, gates, lives, left))
-        changes += [_shortened(each, left) for each in schedulers]
-    elif scheduler is not None:
-        raise ValueError("a scheduler goes with its optimizer: net.compact(optimizer=optimizer, scheduler=scheduler)")
-    if ema is not None:
-        changes.append(_averaged(ema, model, table, small))
+    optimizers, schedulers, averages = _several(optimizer), _several(scheduler), _several(ema)
+    lives = surgery.lives_of(table, table.extended(keep)) if optimizers else {}
+    owners = [_owner(each, optimizers) for each in schedulers]
+    for each in optimizers:
+        left = [index for index, group in enumerate(each.param_groups) if not _only_gates(group, gates)]
+        own = [one for one, owner in zip(schedulers, owners, strict=True) if owner is each]
+        if left or len(optimizers) == 1:  # else the gates have one of their own, which is done
+            changes.append(_moved(each, model, small, gates, lives, left))
+        changes += [_shortened(one, left) for one in _schedulers(own, each)]
+    changes += [_averaged(each, model, table, small) for each in averages]
     for change in changes:
         change()
+
+
+def _several(given: Any) -> list[Any]:
+    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _owner(scheduler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """The optimizer whose rate this scheduler sets."""
+    if not optimizers:
+        raise ValueError("a scheduler goes with its optimizer: net.compact(optimizer=optimizer, scheduler=scheduler)")
+    own = getattr(scheduler, "optimizer", None) or getattr(getattr(scheduler, "scheduler", None), "optimizer", None)
+    found = [each for each in optimizers if own is not None and each.param_groups is own.param_groups]
+    return found[0] if found else optimizers[0]  # what belongs to none of them is refused there
 
 
 def _only_gates(group: dict[str, Any], gates: nn.Parameter) -> bool:
@@ -76,7 +99,10 @@ def _moved(
     """What points the optimizer to the parameters of `small`, with the groups `left`, their options, and its memory."""
     names = {parameter: name for name, parameter in Names.of(model).tensors.items()}
     new = Names.of(small).tensors
-    groups, state = [], {}
+    _check_whole(optimizer, {id(parameter) for parameter in (*names, gates)})
+    within = [one for one in vars(optimizer).values() if isinstance(one, torch.optim.Optimizer)]  # a Lookahead's
+    groups, grads = [], {}
+    states: dict[torch.optim.Optimizer, dict[Tensor, Any]] = {one: {} for one in (optimizer, *within)}
     for index in left:
         old = optimizer.param_groups[index]
         kept = [parameter for parameter in old["params"] if parameter is not gates]
@@ -86,10 +112,14 @@ def _moved(
             pairs = zip(old["params"], old["param_names"], strict=True)
             groups[-1]["param_names"] = [names.get(p, name) for p, name in pairs if p is not gates]
         for parameter, successor in zip(kept, now, strict=True):
-            if parameter in optimizer.state:
-                memory, name = optimizer.state[parameter], names.get(parameter)
-                cut = memory if name is None else _cut(memory, name, parameter, lives[name], type(optimizer).__name__)
-                state[successor] = cut
+            name = names.get(parameter)
+            if name is not None and parameter.grad is not None:  # the sum of some of the batches that make up a step
+                grads[successor] = surgery.sliced(parameter.grad, lives[name]) if name in lives else parameter.grad
+            for one in (optimizer, *within):
+                if parameter in one.state:
+                    memory = one.state[parameter]
+                    cut = memory if name is None else _cut(memory, name, parameter, lives[name], type(one).__name__)
+                    states[one][successor] = cut
     if not any(parameter in names for group in optimizer.param_groups for parameter in group["params"]):
         raise ValueError(
             f"this {type(optimizer).__name__} trains no parameter of the network that was wrapped; give the optimizer "
@@ -98,10 +128,26 @@ def _moved(
 
     def change() -> None:
         optimizer.param_groups[:] = groups
-        optimizer.state.clear()
-        optimizer.state.update(state)
+        for one, state in states.items():
+            one.state.clear()
+            one.state.update(state)
+        for successor, grad in grads.items():
+            successor.grad = grad
 
     return change
+
+
+def _check_whole(optimizer: torch.optim.Optimizer, own: set[int]) -> None:
+    """ValueError for an optimizer that holds parameters elsewhere than in its groups, where they would go on unseen."""
+    for key, value in vars(optimizer).items():
+        if key in ("param_groups", "state"):
+            continue
+        apart = isinstance(value, torch.optim.Optimizer) and value.param_groups is not optimizer.param_groups
+        if apart or any(id(leaf) in own for leaf in tree_leaves(value)):
+            raise ValueError(
+                f"this {type(optimizer).__name__} cannot go on with a compact network: it holds parameters in its "
+                f"{key!r} as well. Compact without it, and make a new one for small.parameters()"
+            )
 
 
 def _cut(

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hfp import report, surgery
+from hfp import report
 from hfp.deploy import comparison, formats, rounding
 from hfp.deploy.origin import ONE_SHOT, USUAL, Outcome, Wanted, compact
 from hfp.experiment.options import amount, whole
@@ -88,9 +88,9 @@ def gate_difference(outcome: Outcome) -> float | None:
     """
     if outcome.gated is None:
         return None
-    error = surgery.difference(outcome.gated.eval(), outcome.small, outcome.inputs)
+    error = outcome.apart(outcome.gated.eval(), outcome.small)
     if not error <= TOLERANCE:  # may be they draw numbers
-        error = surgery.difference(outcome.gated, outcome.small, outcome.inputs, chance=False)
+        error = outcome.apart(outcome.gated, outcome.small, chance=False)
     if not error <= TOLERANCE:
         raise ValueError(
             f"The compact network differs from the gated one by {error:.1e} (relative); nothing was written."

@@ -14,6 +14,7 @@ import gc
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -38,7 +39,7 @@ def copied(model: Module, memo: dict[int, Any]) -> Module:
         memo[id(module)] = type(module).__new__(type(module))
     for module in model.modules():
         if id(module) not in memo:
-            memo.update(_without_history(vars(module)))
+            _without_history([*vars(module).values()], memo)
     for module in reversed(plain):  # inner ones first: a module that copies itself may look at what it holds
         state = {name: _value(value, memo) for name, value in _STATE(module).items()}
         memo[id(module)].__setstate__(state)
@@ -58,10 +59,18 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _without_history(state: dict[str, Any]) -> dict[int, Tensor]:
-    """Copies of the activations that a module keeps, which `copy.deepcopy` refuses to make, by `id`."""
-    kept = [leaf for leaf in tree_leaves(list(state.values())) if isinstance(leaf, Tensor) and not leaf.is_leaf]
-    return {id(leaf): leaf.detach().clone() for leaf in kept}
+def _without_history(value: Any, memo: dict[int, Any]) -> None:
+    """Copy the activations that this holds, wherever in it, which `copy.deepcopy` refuses to do, into `memo`."""
+    seen: set[int] = set()
+    left = tree_leaves(value)
+    while left:
+        leaf = left.pop()
+        if isinstance(leaf, Tensor):
+            if not leaf.is_leaf and id(leaf) not in memo:
+                memo[id(leaf)] = leaf.detach().clone()
+        elif not isinstance(leaf, (type, nn.Module, ModuleType)) and id(leaf) not in seen:
+            seen.add(id(leaf))
+            left += tree_leaves([*getattr(leaf, "__dict__", {}).values()])
 
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
@@ -79,14 +88,12 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         items = memo[id(value)] = []
         items += [_value(entry, memo) for entry in value]
         return items
-    if isinstance(value, Tensor) and not value.is_leaf:  # an activation that the model keeps, which deepcopy refuses
-        memo[id(value)] = value.detach().clone()
-        return memo[id(value)]
     if kind is tuple and _ATOMS.issuperset(map(type, value)):
         return value
     if kind is set and not value:
         memo[id(value)] = set()
         return memo[id(value)]
+    _without_history(value, memo)
     return copy.deepcopy(value, memo)
 
 

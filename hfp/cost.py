@@ -8,7 +8,7 @@ that is exact for gates of 0 and 1 (up to 2**53), and differentiable in between.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -86,12 +86,7 @@ class Cost:
         return replace(self, channels=groups, entries=entries, weights=first, products=products)
 
     def dense(self) -> int:
-        return self.count(torch.ones(self.channels, dtype=torch.bool, device=self.weights.device))
-
-    @cache  # noqa: B019 - one entry for each device that a cost is ever used on
-    def to(self, device: torch.device) -> Cost:
-        tensors = (self.coefficients, self.factors, self.fixed, self.entries, self.weights, self.products)
-        return Cost(self.channels, *(tensor.to(device) for tensor in tensors))
+        return self.count(torch.ones(self.channels, dtype=torch.bool))
 
 
 def build(channels: int, terms: list[tuple[int, tuple[Factor, ...]]], products: Tensor) -> Cost:

@@ -127,7 +127,10 @@ def write(
 
 def header_text(kind: str, entries: Mapping[str, Any]) -> str:
     """A header: format, kind and provenance, and `entries`."""
-    return json.dumps({"format": FORMAT, "kind": kind, "provenance": _provenance(), **entries})
+    try:
+        return json.dumps({"format": FORMAT, "kind": kind, "provenance": _provenance(), **entries})
+    except TypeError as error:
+        raise ValueError(f"what is to be noted in the file is no JSON ({error}); numbers: float(x), int(x)") from None
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

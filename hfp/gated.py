@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class GatedModel(nn.Module):
         self._reckoned = Kept[tuple[Tensor, Tensor]]()
         self._counted = Kept[int]()
         self._dtype = _precision(model)  # that the example inputs suit
-        self.train(model.training)
+        self.training = model.training  # alone: parts of the model may be in another mode, such as frozen norms
 
     @property
     def keep(self) -> Tensor:
@@ -196,7 +196,7 @@ class GatedModel(nn.Module):
 
     @plainly
     def macs(self) -> int:
-        """Multiply-adds of one pass of the example inputs, with the channels that are live now."""
+        """Multiply-adds of one pass of the example inputs, with the channels that are live now, as `counter` counts."""
         return self._counts()["macs"].count(self.keep.cpu())
 
     @plainly
@@ -222,12 +222,16 @@ class GatedModel(nn.Module):
 
     @plainly
     def compact(
-        self, *, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None, ema: nn.Module | None = None
+        self,
+        *,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+        scheduler: Any = None,
+        ema: nn.Module | Sequence[nn.Module] | None = None,
     ) -> nn.Module:
         """A dense network of the model's own class, within the budget, that computes what this one does.
 
         Before the end of the schedule channels are cut to the target with what is known of them by then, unless the
-        schedule was stopped. `optimizer`, its `scheduler` (or a list of them) and `ema`, such as an AveragedModel, are
+        schedule was stopped. `optimizer`, its `scheduler` and `ema`, such as an AveragedModel, or lists of them, are
         changed in place, to train on with the compact network as if nothing had happened: see `hfp.carry`.
 
         `hfp.Disagreement`, a RuntimeError that names the channel groups to blame, if the compact network computes

@@ -10,7 +10,7 @@ is not touched: the gated weights stand in for its own during one forward.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from hfp.labels import extended
 from hfp.names import Names, tensor_of
 from hfp.recompute import recomputed
 from hfp.tracing.opened import opened
-from hfp.tracing.operands import Operand, hide
+from hfp.tracing.operands import Operand, hide, settled
 from hfp.tracing.position import Position, Site
 
 
@@ -93,10 +93,26 @@ class Readers:
             weight = found.get(name)
             if weight is None:
                 weight = tensor_of(model, name)
-                weight = weight.detach() if frozen else weight
-            columns = own.to(weight).reshape([-1 if d == dim else 1 for d in range(weight.dim())])
-            found.update(dict.fromkeys(names, weight * columns))
+                if frozen:
+                    weight = weight.detach()
+                elif name not in self.parameters:
+                    weight = weight.clone()  # which a forward may write to, while its backward asks for what it was
+            found.update(dict.fromkeys(names, weight * _along(own, weight, dim)))
         return found
+
+    @torch.no_grad()
+    def write_back(self, model: nn.Module, gates: Sequence[Tensor], stood_in: Mapping[str, Tensor]) -> None:
+        """What a forward has written to what `stood_in` for tensors (`_Standing`) goes to the tensors themselves.
+
+        Columns of closed gates stay as they are: nothing of what is written there comes from the tensor.
+        """
+        live: dict[str, Tensor] = {}
+        for (name, dim, names), own in zip(self.places, gates, strict=True):
+            changed = next((stood_in[alias] for alias in names if alias in stood_in), None)
+            if changed is not None and changed.shape == (tensor := tensor_of(model, name)).shape:
+                live[name] = live.get(name, torch.ones_like(tensor)) * _along(own, tensor, dim)
+                value = torch.where(live[name] == 0, tensor, changed.detach() / live[name])
+                tensor.data.copy_(value)  # backward does not mind: it asks for what stood in
 
     def operands_at(self, site: Site, training: bool) -> list[int]:
         """The numbers of the operands of the function that is called there."""
@@ -140,8 +156,25 @@ class _Hiding(TorchFunctionMode):
         numbers = self.readers.operands_at(site, self.training)
         if numbers:
             operands = [self.readers.operands[number] for number in numbers]
-            args, kwargs = hide(operands, [self.gates[number] for number in numbers], args, kwargs)
+            gates = [self.gates[number] for number in numbers]
+            args, kwargs = hide(operands, gates, args, kwargs)
+            return settled(operands, gates, func(*args, **kwargs))
         return func(*args, **kwargs)
+
+
+class _Standing:
+    """A tensor that stands in for a model's own while a forward runs, and whether the forward has written to it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.before = self._state()
+
+    def _state(self) -> tuple[int, int]:
+        return self.tensor._version, self.tensor.data_ptr()  # in place; by giving it other `data`
+
+    def written(self, now: Tensor) -> bool:
+        """`now`: what is there in its place after the forward."""
+        return now is not self.tensor or self._state() != self.before
 
 
 class _Gated(nn.Module):
@@ -151,9 +184,21 @@ class _Gated(nn.Module):
         super().__init__()
         self.model, self.readers = model, readers
         tensors = readers.still(model) if frozen else {}
-        weights, self.hidden = readers.spread(gates)
-        tensors.update(readers.gated(model, weights, frozen))
+        self.columns, self.hidden = readers.spread(gates)
+        made = readers.gated(model, self.columns, frozen)
+        tensors.update(made)
         self.tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        # Where nothing may be asked of a tensor, nothing is ever written either: in a program, under a transform.
+        plain = not frozen and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+        plain = plain and torch._C._functorch.peek_interpreter_stack() is None
+        self.standing = {name: _Standing(tensor) for name, tensor in made.items()} if plain else {}
+
+    def write_back(self) -> None:
+        """What was written to in the forward is kept: averages, power iterations, queues."""
+        now = {name: self.tensors[f"model.{name}"] for name in self.standing}
+        written = {name: now[name] for name, one in self.standing.items() if one.written(now[name])}
+        if written:
+            self.readers.write_back(self.model, self.columns, written)
 
     def run(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(self, self.tensors, (position, function, *args), kwargs, tie_weights=False)
@@ -189,7 +234,13 @@ def run(
 
 
 def _called(gated: _Gated, position: Position, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return gated.run(position, gated.model, *args, **kwargs)
+    out = gated.run(position, gated.model, *args, **kwargs)
+    gated.write_back()
+    return out
+
+
+def _along(gates: Tensor, tensor: Tensor, dim: int) -> Tensor:
+    return gates.to(tensor).reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
 
 
 _as_written = torch.compiler.disable(_called)

@@ -65,7 +65,9 @@ def _own_example(model: nn.Module) -> Tensor:
 def placed(
     inputs: Arguments, device: torch.device, dtypes: Mapping[torch.dtype, torch.dtype] | None = None
 ) -> Arguments:
-    """The same inputs on `device`, with other dtypes where `dtypes` says so; those without data become zeros.
+    """Copies of inputs on `device`, with other dtypes where `dtypes` says so; those without data become zeros.
+
+    A forward may write to what it is given: the inputs stay as they are.
 
     >>> args, _ = placed(((torch.zeros(2), 3), {}), torch.device("cpu"), {torch.float32: torch.float64})
     >>> args
@@ -78,7 +80,9 @@ def placed(
         dtype = (dtypes or {}).get(value.dtype, value.dtype)
         if device.type == "meta":
             return shape_of(value, dtype)
-        return torch.zeros_like(value, device=device, dtype=dtype) if value.is_meta else value.to(device, dtype)
+        if value.is_meta:
+            return torch.zeros_like(value, device=device, dtype=dtype)
+        return value.to(device, dtype, copy=True)
 
     args, kwargs = tree_map(one, inputs)
     return args, kwargs

@@ -67,13 +67,12 @@ def inspect(name: str, inputs: Sequence[tuple[catalogue.Shape, torch.dtype]], ch
         torch.manual_seed(0)
         network = catalogue.build(name, [shape for shape, _ in inputs], [dtype for _, dtype in inputs])
         network.model.eval()
-        if check:
-            args, kwargs = arguments(randomise(network.model), network.inputs)
-            settle(network.model, lambda: network.model(*args, **kwargs))
         table = trace(network.model, network.inputs)
         data = {"model": name, "class": type(network.model).__name__, "note": network.note, **table_data(table)}
         if not check:
             return Report(data, table, "", True)
+        args, kwargs = arguments(randomise(network.model), network.inputs)
+        settle(network.model, lambda: network.model(*args, **kwargs))
         try:
             error = verify(network.model, table, network.inputs, cuts=CUTS)
         except Disagreement as found:

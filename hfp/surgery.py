@@ -205,22 +205,18 @@ def difference(
     `as_given`: for the inputs themselves, where not any number will do, such as the corners of a box.
     `chance`: they may draw numbers, from the same seed; without it, all that they draw is one number.
     """
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(value: Any) -> Any:
-        if as_given or not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
-            return value
-        return torch.randn(value.shape, generator=generator).to(value)
-
-    args, kwargs = tree_map(noise, inputs)
+    args, kwargs = inputs if as_given else noisy(inputs)
     outs = []
     for function in (a, b):
         with torch.no_grad(), torch.random.fork_rng(), eagerly(), nullcontext() if chance else NoChance():
             torch.manual_seed(0)
+            own_args, own_kwargs = tree_map(_copied, (args, kwargs))
             with as_set():
-                out = function(*args, **kwargs)
+                out = function(*own_args, **own_kwargs)
             outs.append([x.detach().cpu().double() for x in tensors_of(out)])
     worst = 0.0
+    if len(outs[0]) != len(outs[1]):
+        return float("inf")
     for x, y in zip(*outs, strict=True):
         if x.shape != y.shape:
             return float("inf")
@@ -231,3 +227,21 @@ def difference(
             )
             worst = max(worst, float((apart / scale).nan_to_num(float("inf")).max()))
     return worst
+
+
+def _copied(value: Any) -> Any:
+    """A forward may write to what it is given."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def noisy(inputs: Arguments) -> Arguments:
+    """Noise in place of the floating point tensors among inputs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+            return value
+        return torch.randn(value.shape, generator=generator).to(value)
+
+    args, kwargs = tree_map(noise, inputs)
+    return args, kwargs

@@ -112,7 +112,7 @@ def ignored_modules(model: nn.Module, ignore: Ignored) -> list[str]:
         if isinstance(entry, nn.Module):
             found = [name for name, module in names.items() if module is entry]
         elif isinstance(entry, str):
-            found = [name for name in names if fnmatchcase(name, entry)]
+            found = [entry] if entry in names else [name for name in names if fnmatchcase(name, entry)]
         else:
             raise ValueError(
                 f"ignore={entry!r}: expected a module or a glob pattern of module names, such as 'layer1.*'"

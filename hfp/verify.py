@@ -7,23 +7,25 @@ alone. This compares numbers: a rule that is wrong, or code that does something 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hfp import gates, surgery
+from hfp import gates, gradients, surgery
 from hfp.ambient import plainly
 from hfp.channels import ChannelTable
 from hfp.explain import phrase
 from hfp.inputs import Arguments, arguments, placed, rebuild, tells_values
 from hfp.rules.own import OWN
 from hfp.source import first_line
+from hfp.tracing.play import preserved, set_mode
 from hfp.trial.keeps import random_part
 
 DOUBLE = 1e-6  # the tolerance where float64 decides: some networks compute a part in float32, whatever their weights
+LEARNS = 1e-2  # the tolerance of gradients, relative to the largest of each parameter: what is wrong is so by far
 SHOWN = 5  # groups in an error; `Disagreement.groups` has all
 
 
@@ -48,11 +50,17 @@ def verify(model: nn.Module, table: ChannelTable, example_inputs: Any = None, *,
     Disagreement, with the channel groups that are to blame, where the outputs are not the same but for rounding;
     ValueError, where that is because the network holds numbers that are not finite.
     """
+    if not isinstance(table, ChannelTable):
+        raise ValueError(f"expected the table, hfp.trace(model, example_inputs), not a {type(table).__name__}")
     if isinstance(cuts, bool) or not isinstance(cuts, int) or cuts < 1:
         raise ValueError(f"cuts={cuts!r}: expected a whole number of at least 1")
     given = rebuild(table.inputs) if example_inputs is None else arguments(model, example_inputs)
     proof = Proof(model, table, given)
-    return max((proof.check(keep) for keep in random_keeps(table, cuts)), default=0.0)
+    error = 0.0
+    for keep in random_keeps(table, cuts):
+        error = max(error, proof.check(keep))
+        proof.check_gradients(keep)
+    return error
 
 
 def random_keeps(table: ChannelTable, count: int) -> Iterator[Tensor]:
@@ -89,8 +97,34 @@ class Proof:
         self.dtype, self.device = first.dtype, first.device
         self.model, self.table, self.arguments = model, table, placed(arguments, self.device)
         self.readers = gates.Readers(model, table) if readers is None else readers
-        self.ignored, self.chance = ignored, chance
+        self.ignored, self.chance, self.as_given = ignored, chance, tells_values(table.inputs)
         self.tolerance = surgery.TOLERANCE.get(self.dtype, 1e-4) if tolerance is None else tolerance
+
+    def check_gradients(self, keep: Tensor) -> None:
+        """That the gated network learns what the cut one would, at `keep` (channels,) which has passed `check`."""
+        error, words = self.compared_gradients(keep)
+        if error <= LEARNS:
+            return
+        if error == math.inf:  # no matter of rounding
+            raise self._learns_otherwise(words)
+        with _in_full_precision(self.device):
+            judge = self._judge()
+            error, words = judge.compared_gradients(keep)
+            if error <= LEARNS or judge.dtype in (torch.float16, torch.bfloat16):  # of which nothing can be said
+                return
+        raise self._learns_otherwise(words)
+
+    def _learns_otherwise(self, words: str) -> Disagreement:
+        name = words.partition("the gradient of ")[2].partition(" ")[0]
+        groups = [n for n, group in enumerate(self.table.groups) if any(name == member for member, _ in group.members)]
+        whole = dict.fromkeys([*self.ignored, *map(self._maker, groups)])
+        return Disagreement(
+            f"outputs of {type(self.model).__name__} are the same with gates and compact, but {words}. So does code of "
+            "which a trace shows the forward alone: a torch.autograd.Function that works across channels or calls "
+            "layers in its backward pass, a function (lambda) that a copy shares with the model, a derivative that is "
+            f"infinite where a channel is hidden. To leave that whole: hfp.wrap(..., ignore={list(whole)})",
+            tuple(groups),
+        )
 
     def check(self, keep: Tensor, small: nn.Module | None = None) -> float:
         """The difference at `keep` (channels,), where it is but rounding; `small`: the model cut to it, if there is.
@@ -120,24 +154,40 @@ class Proof:
 
     def compared(self, keep: Tensor, small: nn.Module | None = None) -> tuple[float, str]:
         """The difference, infinite where the cut network does not run, and in words what the cut network does."""
+        with self._both(keep, small) as (gated, small):
+            try:
+                error = surgery.difference(gated, small, self.arguments, self.as_given, self.chance)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as failure:  # whatever a forward may raise where a length in it is wrong
+                return math.inf, f"does not run ({first_line(failure)})"
+        return error, f"differs from the gated one by {error:.1e} of its largest output"
+
+    def compared_gradients(self, keep: Tensor) -> tuple[float, str]:
+        """The difference of what they would learn, see `hfp.gradients`."""
+        given = self.arguments if self.as_given else surgery.noisy(self.arguments)
+        lives = surgery.lives_of(self.table, self.table.extended(keep))
+        with self._both(keep) as (gated, small):
+            return gradients.apart(gated, self.model, small, lives, given, self.chance)
+
+    @contextmanager
+    def _both(self, keep: Tensor, small: nn.Module | None = None) -> Iterator[tuple[Callable[..., Any], nn.Module]]:
+        """The gated and the cut network, in evaluation mode; what they write is put back afterwards."""
         open_gates = keep.to(self.device, torch.promote_types(self.dtype, torch.float32))
 
         def gated(*args: Any, **kwargs: Any) -> Any:
             return gates.gated_forward(self.model, self.readers, open_gates, *args, **kwargs)
 
         small = surgery.compact(self.model, self.table, keep) if small is None else small
-        modes = {module: module.training for module in (*self.model.modules(), *small.modules())}
-        try:
-            self.model.eval(), small.eval()
-            error = surgery.difference(gated, small, self.arguments, tells_values(self.table.inputs), self.chance)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as failure:  # whatever a forward may raise where a length in it is wrong
-            return math.inf, f"does not run ({first_line(failure)})"
-        finally:
-            for module, training in modes.items():
-                module.training = training
-        return error, f"differs from the gated one by {error:.1e} of its largest output"
+        networks = self.model, small
+        buffers = {buffer: buffer.clone() for network in networks for buffer in network.buffers()}
+        with preserved(self.model), preserved(small):
+            for network in networks:
+                set_mode(network, False)
+            yield gated, small
+        for buffer, before in buffers.items():
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
 
     def _judge(self) -> Proof:
         """The same in float64, without chance, or both, if the model takes it: with nothing cut, all is the same."""

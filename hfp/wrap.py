@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -64,6 +65,7 @@ def wrap(
     them.
     """
     _check_model(model, target_macs, target_params)
+    steps, round_to, target_macs, target_params = map(_number, (steps, round_to, target_macs, target_params))
     _check_options(steps, round_to, counter)
     method = methods.find(method)
     arguments = inputs.arguments(model, example_inputs)
@@ -87,8 +89,10 @@ def wrap(
     )
     if verify or (verify is None and net.dense_params <= VERIFIED_BY_DEFAULT):
         proof = net.proof()
-        for keep in random_keeps(table, MANY_CUTS if verify else CUTS):
+        for number, keep in enumerate(random_keeps(table, MANY_CUTS if verify else CUTS)):
             proof.check(keep)
+            if verify or number == 0:
+                proof.check_gradients(keep)
     return net
 
 
@@ -136,6 +140,13 @@ def _check_model(model: nn.Module, target_macs: Any, target_params: Any) -> None
         raise ValueError(
             f"all parameters of {name} are frozen, so it cannot recover; call model.requires_grad_(True) first"
         )
+
+
+def _number(value: Any) -> Any:
+    """Python's own number for one of NumPy's, which files do not know."""
+    if isinstance(value, (bool, int, float)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _check_options(steps: Any, round_to: Any, counter: Any) -> None:

@@ -29,6 +29,17 @@ class Flipped(nn.Sequential):
         return self[2](self[1](self[0](x)).flip(1))
 
 
+class Resized(nn.Sequential):
+    """Takes images, and the size that they are to have."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 3))
+
+    def forward(self, x: Tensor, size: Tensor) -> Tensor:
+        height, width = size.tolist()
+        return super().forward(nn.functional.interpolate(x, (int(height), int(width))))
+
+
 def build() -> nn.Module:
     return nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 4))
 

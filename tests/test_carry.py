@@ -238,3 +238,49 @@ def test_what_cannot_be_carried_over_is_refused_and_left_as_it_was() -> None:
             net.compact(**given)
     assert optimizer.param_groups[1]["params"] == [net.gates]
     assert len(optimizer.param_groups) == len(strange.param_groups) == len(scheduler.base_lrs) == 2
+
+
+def test_several_optimizers_and_averages_go_on() -> None:
+    """One for matrices, one for the rest, one for the gates, each with a scheduler of its own."""
+    net = hfp.wrap(models.build("lenet5").double(), target_macs=0.4, steps=1).train()
+    matrices = [p for p in net.model.parameters() if p.dim() > 1]
+    rest = [p for p in net.model.parameters() if p.dim() == 1]
+    optimizers = [
+        torch.optim.SGD(matrices, 0.01, 0.9),
+        torch.optim.AdamW(rest, 0.01),
+        torch.optim.SGD([net.gates], 0.002),
+    ]
+    schedulers = [lr_scheduler.StepLR(each, 1, gamma) for each, gamma in zip(optimizers, (0.5, 0.1, 0.2), strict=True)]
+    averages = [swa_utils.AveragedModel(net), swa_utils.AveragedModel(net)]
+    step(net, optimizers[0], 0, net.complexity_loss)
+    optimizers[1].step(), net.zero_grad()
+    gated, copies = copy.deepcopy((net, optimizers))
+    small = net.compact(optimizer=optimizers, scheduler=schedulers[:2], ema=averages)
+    for network, some in ((gated, copies), (small, optimizers)):
+        for number in (1, 2):
+            step(network, some[0], number, None)
+            some[1].step()
+    the_same(small, gated)
+    schedulers[0].step(), schedulers[1].step()
+    assert [group["lr"] for each in optimizers[:2] for group in each.param_groups] == [0.005, 0.001]
+    assert all(type(average.module) is type(small) for average in averages)
+
+
+def test_gradients_that_are_there_go_on() -> None:
+    """Compaction between the batches that make up one step."""
+    net, optimizer = trained(torch.optim.SGD)
+    optimizer.zero_grad()
+    net(torch.randn(4, 1, 28, 28, dtype=torch.float64)).square().sum().backward()
+    gated, gated_optimizer = copy.deepcopy((net, optimizer))
+    for (_, own), (_, other) in zip(gated.named_parameters(), net.named_parameters(), strict=True):
+        own.grad = None if other.grad is None else other.grad.clone()
+    small = net.compact(optimizer=optimizer)
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in small.parameters())
+    optimizer.step(), gated_optimizer.step()
+    the_same(small, gated)
+
+
+def test_optimizers_that_hold_parameters_elsewhere_are_refused() -> None:
+    net = hfp.wrap(models.build("lenet5"), target_macs=0.4)
+    with pytest.raises(ValueError, match="this LBFGS cannot go on with a compact network: .* in its '_params' as well"):
+        net.compact(optimizer=torch.optim.LBFGS(net.parameters()))

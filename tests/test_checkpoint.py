@@ -431,3 +431,10 @@ def test_dense_weights_are_plain_safetensors_with_notes(tmp_path: Path) -> None:
     assert same(dict(other.state_dict()), dict(net.state_dict()))
     (tmp_path / "foreign").write_bytes(pickle.dumps(0))
     assert checkpoint.weights_notes(tmp_path / "foreign") == {}
+
+
+def test_notes_that_are_no_json_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    small = compacted(network())
+    with pytest.raises(ValueError, match="Object of type Tensor is not JSON serializable.*float"):
+        hfp.save(small, tmp_path / "small", accuracy=torch.tensor(0.9))
+    assert not list(tmp_path.iterdir())

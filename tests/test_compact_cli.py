@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nets_of_mine
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -241,6 +242,7 @@ def test_json_tells_what_was_done(dense: Path, tmp_path: Path, capsys: pytest.Ca
     assert found["said"] == "dense weights of resnet20; cut by pag" and found["gated_difference"] < 1e-5
     assert found["written"] == {"safetensors": {"path": str(output), "difference": 0.0}}
     assert found["files"] == {"safetensors": output.stat().st_size}
+    assert found["file_bytes"][1] < 0.7 * found["file_bytes"][0]
     assert found["widths"]["conv1"] == [16, hfp.load(output, models.build("resnet20")).conv1.out_channels]  # type: ignore[union-attr]
     assert found["macs"][1] <= 0.4 * found["macs"][0] and found["macs"][0] == 40_551_040
     assert set(found["latency_ms"]) == {"1", "8"}
@@ -339,6 +341,10 @@ def test_what_does_not_go_together_is_refused_in_words(
         ([dense, *model, "--target-macs", "0.4", "--use-ema"], "holds no averaged weights"),
         ([dense, *model, "--target-macs", "0.00001"], "the smallest reachable target"),
         ([dense, *model, "--target-macs", "0.4", "--format", "pkl"], "--format pkl: expected some of safetensors,pt2"),
+        (
+            [moments / "run" / "dense.safetensors", "--model", "lenet5", "--target-macs", "0.4", "--use-ema"],
+            "holds no averaged weights",
+        ),
         ([ours, *model], "is a training checkpoint, which says its network; leave out --model resnet20"),
         ([ours, "--use-ema"], "--use-ema and --ignore are for dense weights, and phase 'prune'"),
         ([small, "--method", "pag"], "--method cuts a network further; say how far"),
@@ -421,3 +427,24 @@ def test_one_command_and_no_pickle_is_opened(name: str, dense: Path, tmp_path: P
     gated.keep = record.keep
     torch.testing.assert_close(outputs[0], gated(x), rtol=1e-4, atol=1e-4)
     assert 0.39 * record.dense_macs < record.macs <= 0.4 * record.dense_macs
+
+
+def test_files_of_any_format_are_compared_as_tensors(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program or ONNX has more in it than the weights of the dense network beside it."""
+    given = [dense, "--model", "resnet20", "--target-macs", "0.4", "--output"]
+    found = compacted(capsys, *given, tmp_path / "small.safetensors")["file_bytes"]
+    before, after = compacted(capsys, *given, tmp_path / "small.pt2")["file_bytes"]
+    assert before == found[0] and after == pytest.approx(found[1], rel=0.02)
+
+
+def test_inputs_that_say_a_size_are_given_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Noise in their place would be no size."""
+    model = nets_of_mine.Resized()
+    small = hfp.wrap(model, (torch.zeros(1, 3, 8, 8), torch.tensor([6.0, 6.0])), target_macs=0.6).compact()
+    hfp.save(small, tmp_path / "small.safetensors")
+    given = [tmp_path / "small.safetensors", "--model", "nets_of_mine:Resized", "--input-shape", "1,3,8,8"]
+    given += ["--input-shape", "2", "--output", tmp_path / "less.safetensors"]
+    assert compacted(capsys, *given)["written"]["safetensors"]["difference"] == 0.0
+    assert compacted(capsys, *given, "--target-macs", "0.4")["gated_difference"] < 1e-5

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +80,13 @@ def test_activations_that_a_module_keeps_are_copied_without_their_history() -> N
     assert made.last is made.cache["cpu"] is made.every[0] and made.last is not kept  # type: ignore[index]
     for old, new in zip(model.every, made.every, strict=True):  # type: ignore[arg-type]
         assert torch.equal(old, new) and not new.requires_grad and old.requires_grad
+
+
+@pytest.mark.parametrize("holder", [lambda x: (x, x), lambda x: SimpleNamespace(deep=[x]), lambda x: {1: deque([x])}])
+def test_activations_inside_of_what_a_module_keeps(holder: Callable[[Tensor], Any]) -> None:
+    model = nn.Linear(2, 3)
+    model.state = holder(model(torch.ones(1, 2)))
+    assert type(copied(model, {}).state) is type(model.state)
 
 
 def test_activations_of_modules_that_are_left_to_deepcopy() -> None:

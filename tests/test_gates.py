@@ -99,3 +99,57 @@ def test_keywords_of_any_name() -> None:
     inputs = dict.fromkeys(("position", "function", "model", "gates"), torch.ones(2, 4))
     net = hfp.wrap(Model(), inputs, target_params=0.6)
     torch.testing.assert_close(net(**inputs), net.model(**inputs))
+
+
+class Remembering(nn.Module):
+    """Reads channels by tensors that its forward writes to: in place, as other `data`, and as another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.utils.parametrizations.spectral_norm(nn.Linear(8, 6))
+        self.query, self.key, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.register_buffer("codes", torch.randn(3, 6))
+        self.register_buffer("queue", torch.randn(3, 6))
+        self.key.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.second(self.first(x).relu()).relu()
+        with torch.no_grad():
+            self.key.weight.data = 0.9 * self.key.weight.data + 0.1 * self.query.weight.data
+            self.key.bias.mul_(0.9)
+        out = self.last(self.query(h) + self.key(h)) + (h @ self.codes.clone().T + h @ self.queue.T).sum(
+            1, keepdim=True
+        )
+        with torch.no_grad():
+            self.codes.mul_(0.9).add_(0.1 * h.mean(0))
+            self.queue = torch.cat([self.queue[1:], h[:1].detach()])
+        return out
+
+
+def test_what_a_forward_writes_is_kept() -> None:
+    """Averages, power iterations and queues go on as without gates: of what is live, and all of it while all is."""
+    torch.manual_seed(0)
+    plain, model, x = Remembering(), Remembering(), torch.randn(5, 4)
+    net = hfp.wrap(model, x, target_params=0.6, steps=1).train()
+    model.load_state_dict(plain.state_dict())
+    buffers = dict(model.named_buffers())
+    for _ in range(3):
+        torch.testing.assert_close(net(x), plain.train()(x))
+        net(x).sum().backward()
+        plain(x)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, msg=name)
+    assert not torch.equal(model.codes, torch.zeros_like(model.codes))
+    net.complexity_loss()
+    assert not net.keep.all()
+    small = net.compact().train()
+    closed = ~net.keep[net.table.axes["codes"][1]]
+    before = model.codes[:, closed].clone()
+    for _ in range(3):
+        torch.testing.assert_close(net(x), small(x))
+    torch.testing.assert_close(model.codes[:, ~closed], small.codes)
+    torch.testing.assert_close(model.queue[:, ~closed], small.queue)
+    made, read = (net.keep[ids] for ids in net.table.axes["key.weight"])
+    torch.testing.assert_close(model.key.weight[made][:, read], small.key.weight)
+    assert torch.equal(model.codes[:, closed], before)
+    assert dict(model.named_buffers()).keys() == buffers.keys() and model.codes is buffers["codes"]

@@ -78,6 +78,7 @@ def test_the_check_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         (["--model", "nets_of_mine:needy"], "give a function that needs no arguments"),
         (["--model", "nets_of_mine:build"], "give the shape of each input: --input-shape 1,3,224,224"),
         ([*SMALL, "--input-shape", "1,3,28,28"], "does not run on the example inputs, which are (1, 3, 28, 28): "),
+        ([*SMALL, "--input-shape", "1,3,28,28", "--verify"], "does not run on the example inputs"),
         ([*SMALL, "--input-shape", "1,1,28,28:int64"], "does not run on the example inputs"),
         ([*SMALL, "--input-shape", "1,1,28,28", "--input-shape", "1"], "which are (1, 1, 28, 28), (1,): TypeError"),
         (["--model", "ssdlite320_mobilenet_v3_large", "--input-shape", "1,4,32,32"], "which are [(4, 32, 32)]: "),

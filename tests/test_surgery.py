@@ -190,3 +190,7 @@ def test_difference_sees_one_wrong_weight() -> None:
 def test_difference_of_outputs_of_any_form(a: object, b: object, equal: bool) -> None:
     error = difference(a, b, ((X,), {}))  # type: ignore[arg-type]
     assert (error == 0.0) if equal else (error > 0.1)
+
+
+def test_other_numbers_of_outputs_are_a_difference() -> None:
+    assert difference(lambda x: [x], lambda x: [x, x], ((torch.zeros(1),), {})) == float("inf")

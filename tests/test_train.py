@@ -393,3 +393,13 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--target-macs", "--weights", "--resume", "--round-to", "--distill"):
         assert flag in printed
     assert "python train.py --target-macs 0.4\n" in printed
+
+
+def test_a_network_that_cannot_be_gated_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disagrees(*_: Any, **__: Any) -> None:
+        raise hfp.Disagreement("gating is not removing", ())
+
+    monkeypatch.setattr(hfp, "wrap", disagrees)
+    assert "error: gating is not removing" in refused(["--target-macs", "0.4", "--output", str(tmp_path / "x")], capsys)

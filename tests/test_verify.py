@@ -219,3 +219,8 @@ def test_a_network_that_has_diverged_is_not_blamed_on_a_rule(value: float) -> No
         model.c.weight[0, 0, 0, 0] = value
     with pytest.raises(ValueError, match="holds numbers that are not finite, in c.weight: it has diverged"):
         hfp.verify(model, hfp.trace(model, X))
+
+
+def test_the_table_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"expected the table, hfp.trace\(model, example_inputs\), not a Tensor"):
+        hfp.verify(nn.Linear(2, 3), torch.zeros(1, 2))  # type: ignore[arg-type]

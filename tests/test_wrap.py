@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from exactness import check_exact
 from promises import call, measured, relative_difference, snapshot
 from small_run import X, network
 from specimen import Specimen
-from torch import nn
+from torch import Tensor, nn
 from zoo import ZOO
 
 import hfp
@@ -87,3 +90,52 @@ def test_targets_as_counts() -> None:
 def test_wrong_calls_are_told_the_right_one(call_: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         call_()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_parts_in_another_mode_stay_in_it(training: bool) -> None:
+    """Norms that are frozen while the rest trains."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).train(training)
+    model[1].train(not training)
+    net = hfp.wrap(model, torch.zeros(1, 3, 8, 8), target_macs=0.5)
+    small = net.compact()
+    for one in (model, small):
+        assert [module.training for module in one] == [training, not training, training, training]  # type: ignore
+    assert net.training == training
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4)
+    net = hfp.wrap(model, x, target_params=np.int64(30), target_macs=np.float32(0.75), steps=np.int32(2))
+    assert net.params() == 58 and net.compact().hfp_record.targets["params"] == 30  # type: ignore[union-attr]
+    json.dumps(net.targets)
+
+
+def test_a_module_whose_name_is_a_pattern_can_be_ignored() -> None:
+    model = nn.Sequential(OrderedDict({"a[0]": nn.Linear(4, 8), "b": nn.Linear(8, 6), "c": nn.Linear(6, 2)}))
+    net = hfp.wrap(model, torch.zeros(1, 4), target_params=0.9, ignore=[model[0]])
+    assert net.compact()[0].out_features == 8 and net.table.channels == 6  # type: ignore[index]
+
+
+class Standardised(nn.Sequential):
+    """Changes the images that it is given; `looks`: at their values as well."""
+
+    looks = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5).div_(0.25)
+        if self.looks and x.max() > 100:
+            return super().forward(x / 2)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_forward_may_write_to_its_input(looks: bool) -> None:
+    model, x = Standardised(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.rand(1, 3, 8, 8)
+    model.looks, before = looks, x.clone()
+    net = hfp.wrap(model, x, target_macs=0.5)
+    assert hfp.verify(model, net.table, x) < 1e-5
+    small = net.compact()
+    assert torch.equal(x, before)
+    net.keep, expected = small.hfp_record.keep, small.eval()(x.clone())  # type: ignore[union-attr]
+    torch.testing.assert_close(net.eval()(x.clone()), expected)

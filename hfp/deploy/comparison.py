@@ -34,7 +34,7 @@ def figures(outcome: Outcome, sizes: Mapping[str, int], batch: int) -> dict[str,
         "parameters": [count_params(net) for net in nets],
         "macs": [count_macs(net, given) for net in nets],
         "macs_ptflops": [_as_ptflops(net, given) for net in nets],
-        "file_bytes": [weights_size(outcome.dense), sizes.get("safetensors", next(iter(sizes.values())))],
+        "file_bytes": [weights_size(net) for net in nets],
         "files": dict(sizes),
         "latency_ms": {str(size): latency(nets, given, size) for size in dict.fromkeys((1, batch))},
         "widths": {name: [before[name], after[name]] for name in before if name in after},
@@ -82,7 +82,7 @@ def latency(nets: tuple[nn.Module, ...], given: Arguments, batch: int) -> Pair |
         return None
     try:
         speed = loop.latency({str(number): net for number, net in enumerate(nets)}, inputs)
-    except RuntimeError:  # a network that is made for one example at a time
+    except Exception:  # whatever a network says that is made for one example at a time
         return None
     return [speed[str(number)] for number in range(len(nets))]
 

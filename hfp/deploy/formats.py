@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hfp import checkpoint, program, surgery
+from hfp import checkpoint, program
 from hfp.deploy.origin import Outcome
 from hfp.files import atomic_write
 from hfp.source import first_line
@@ -88,7 +88,7 @@ def write(outcome: Outcome, name: str, path: Path) -> float:
     form = FORMATS[name]
     with _quiet():
         form.write(outcome, path)
-        error = surgery.difference(outcome.small, form.read(outcome, path), outcome.inputs)
+        error = outcome.apart(outcome.small, form.read(outcome, path))
     if not error <= form.apart:
         path.unlink()
         raise ValueError(f"{path} does not hold what was written to it: outputs differ by {error:.1e} (relative).")

@@ -9,7 +9,7 @@ themselves, with values of the right kind, and nothing that a file names is impo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfp import catalogue, checkpoint, files, inputs, methods
+from hfp import catalogue, checkpoint, files, inputs, methods, surgery
 from hfp.budget import Target
 from hfp.deploy import foreign
 from hfp.deploy.recut import recut
@@ -94,8 +94,13 @@ class Outcome:
 
     @property
     def inputs(self) -> Arguments:
-        """Zeros that the networks run on."""
+        """Zeros that the networks run on, or the values that are told."""
         return inputs.suited(checkpoint.record_of(self.small).inputs, self.small)
+
+    def apart(self, a: Callable[..., Any], b: Callable[..., Any], chance: bool = True) -> float:
+        """`surgery.difference` of two forms of the network, on inputs that suit it."""
+        as_given = inputs.tells_values(checkpoint.record_of(self.small).inputs)
+        return surgery.difference(a, b, self.inputs, as_given, chance)
 
 
 def compact(path: str | Path, wanted: Wanted = Wanted()) -> Outcome:  # noqa: B008  # frozen
@@ -200,6 +205,8 @@ def of_compact(path: str | Path, wanted: Wanted) -> Outcome:
 
 def of_dense(path: str | Path, wanted: Wanted, kind: str | None) -> Outcome:
     """From dense weights of whatever origin, by a method that needs no training."""
+    if kind == files.WEIGHTS and wanted.use_ema:
+        raise ValueError(f"{path} holds no averaged weights beside the others; leave out --use-ema")
     found = checkpoint.weights_of(path) if kind == files.WEIGHTS else foreign.read(path, use_ema=wanted.use_ema)
     if wanted.model is None:
         raise ValueError(

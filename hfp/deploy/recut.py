@@ -44,7 +44,7 @@ def recut(
     args, kwargs = inputs.suited(record.inputs, small)
     given = args or kwargs
     ignore, counter = tuple(record.targets.get("ignore") or ()), record.targets.get("counter") or "macs"
-    table = trace(dense, given, ignore=ignore)
+    table = trace(dense, given, ignore=ignore, ptflops=counter == "ptflops")
     targets = {"macs": target_macs, "params": target_params}
     limits = {}
     for name, cost in counts(table, counter).items():

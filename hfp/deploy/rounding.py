@@ -75,9 +75,9 @@ def measured(nets: Mapping[int, Callable[..., Any]], example: Arguments, batch: 
     given = example if batch == 1 else inputs.batched(example, batch)
     try:
         if given is None:
-            raise RuntimeError("the example inputs are not for one example each")
+            raise ValueError("the example inputs are not for one example each")
         turns = loop.turns({str(rounding): net for rounding, net in nets.items()}, given, SECONDS)
-    except RuntimeError as error:  # a network that is made for one example at a time
+    except Exception as error:  # whatever a network says that is made for one example at a time
         raise ValueError(
             f"--round-to auto: the network does not run on {batch} examples at once; give --batch 1"
         ) from error

@@ -56,7 +56,7 @@ class _TaskGate(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         keep, price = ctx.saved_tensors
         tiny = torch.finfo(torch.float32).tiny
-        grad = grads[0].float() * keep
+        grad = grads[0].float().where(keep, 0.0)  # it may be infinite where a channel is closed
         largest = grad.abs().max().clamp_min(tiny)  # squares of gradients as they are may be too small for float32
         square = (grad / largest).square()
         typical = (square.sum() / keep.sum()).sqrt().clamp_min(tiny)

@@ -34,9 +34,20 @@ def entries_of(holder: Any) -> dict[str, Any]:
         return {str(number): entry for number, entry in enumerate(holder)}
     if isinstance(holder, dict):
         return {name: entry for name, entry in holder.items() if type(name) is str}
-    if isinstance(holder, (type, nn.Module, Tensor, ModuleType)) or callable(holder):
-        return {}
-    return {name: entry for name, entry in getattr(holder, "__dict__", {}).items() if not name.startswith("_")}
+    return {name: entry for name, entry in vars(holder).items() if name[:1] != "_"} if is_plain(holder) else {}
+
+
+def is_plain(holder: Any) -> bool:
+    """Whether this is an object with attributes and little else: a config of the user's, a state."""
+    other = (type, nn.Module, Tensor, ModuleType, dict, list, tuple)
+    return hasattr(holder, "__dict__") and not isinstance(holder, other) and not callable(holder)
+
+
+def contents(holder: Any) -> dict[Any, Any]:
+    """All that an attribute holds, whatever it is called."""
+    if isinstance(holder, (tuple, list)):
+        return dict(enumerate(holder))
+    return dict(holder if isinstance(holder, dict) else vars(holder))
 
 
 def with_entries(holder: Any, new: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def layer_norm(
 ) -> Tensor:
     """As `torch.nn.functional.layer_norm`, whose memory is contiguous: on that depends how `matmul` goes about it."""
     normal = _standardised(_wide(input), _normalised(input, normalized_shape), eps)
-    return _affine(normal, weight, bias).to(_result(input)).contiguous()
+    return _affine(normal, weight, bias).to(_result(input, F.layer_norm, (2,))).contiguous()
 
 
 def rms_norm(
@@ -38,7 +39,8 @@ def rms_norm(
     """As `torch.nn.functional.rms_norm`."""
     axes, x = _normalised(input, normalized_shape), _wide(input)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return _affine(x * (x.square().mean(axes, keepdim=True) + eps).rsqrt(), weight, None).to(_result(input))
+    normal = x * (x.square().mean(axes, keepdim=True) + eps).rsqrt()
+    return _affine(normal, weight, None).to(_result(input, F.rms_norm, (2,)))
 
 
 def group_norm(
@@ -54,7 +56,7 @@ def group_norm(
     grouped = _wide(input).reshape(batch, num_groups, channels // num_groups, *space)
     normal = _standardised(grouped, list(range(2, grouped.dim())), eps)
     affine = (_columns(vector, len(space)) for vector in (weight, bias))
-    return _affine(normal.reshape(input.shape), *affine).to(_result(input))
+    return _affine(normal.reshape(input.shape), *affine).to(_result(input, F.group_norm, 2))
 
 
 def batch_norm(
@@ -70,7 +72,8 @@ def batch_norm(
     """As `torch.nn.functional.batch_norm` that keeps no statistics: how weights are often standardised."""
     x = _wide(input)
     normal = _standardised(x, [0, *range(2, x.dim())], eps)
-    return _affine(normal, *(_columns(v, x.dim() - 2) for v in (weight, bias))).to(_result(input))
+    affine = (_columns(vector, x.dim() - 2) for vector in (weight, bias))
+    return _affine(normal, *affine).to(_result(input, F.instance_norm))
 
 
 def var(
@@ -80,8 +83,11 @@ def var(
     keepdim: bool = False,
     *,
     correction: float | None = None,
+    axis: Any = None,
+    keepdims: bool = False,
 ) -> Tensor:
-    """As `torch.var`, whose second argument may be `unbiased` too."""
+    """As `torch.var`, whose second argument may be `unbiased` too; `axis` and `keepdims` are NumPy's names."""
+    dim, keepdim = axis if dim is None else dim, keepdim or keepdims
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     if correction is None:
@@ -92,16 +98,9 @@ def var(
     return centred.square().sum(axes, keepdim=keepdim) / (count - correction)
 
 
-def std(
-    input: Tensor,
-    dim: Any = None,
-    unbiased: bool | None = None,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Tensor:
+def std(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """As `torch.std`."""
-    return var(input, dim, unbiased, keepdim, correction=correction).sqrt()
+    return var(input, *args, **kwargs).sqrt()
 
 
 def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
@@ -139,10 +138,18 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _result(input: Tensor) -> torch.dtype:
-    """Under autocast normalisers give float32."""
+def _result(input: Tensor, normaliser: Callable[..., Tensor], *size: Any) -> torch.dtype:
+    """The dtype that PyTorch's own gives: autocast lifts some to float32, on some devices. A call of it tells."""
     kind = input.device.type
-    return torch.float32 if kind != "meta" and torch.is_autocast_enabled(kind) else input.dtype
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return input.dtype
+    return _lifted(kind, torch.get_autocast_dtype(kind), input.dtype, normaliser, *size)
+
+
+@cache
+def _lifted(kind: str, to: torch.dtype, dtype: torch.dtype, normaliser: Callable[..., Any], *size: Any) -> torch.dtype:
+    with torch._C.DisableTorchFunction():
+        return normaliser(torch.ones(2, 2, 2, dtype=dtype, device=kind), *size).dtype
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -34,6 +34,7 @@ LEAVES = {
     "highest": "min amin",
 }
 """Functions that do nothing else with their argument. Zeros can be given to any function."""
+_HARMLESS = {"softmax": 0.5, "log_softmax": -1.0}
 _MULTIPLYING = ("einsum", "tensordot")
 
 
@@ -125,3 +126,19 @@ def _hidden(x: Tensor, gate: Tensor, operand: Operand) -> Tensor:
         share = len(gate) / gate.detach().sum()
         gate = gate * (share if operand.how == "mean" else share.sqrt())
     return x * gate.to(x.dtype).reshape(shape)
+
+
+def settled(operands: Sequence[Operand], gates: Sequence[Tensor], out: Any) -> Any:
+    """What a function gave, with `_HARMLESS` where a softmax has hidden channels.
+
+    They are hidden from whatever works across channels next. But a logarithm or a root of 0 is infinite, or has an
+    infinite derivative, and no gate makes a number of that again.
+    """
+    for operand, gate in zip(operands, gates, strict=True):
+        filler = _HARMLESS.get(operand.site.function.strip("_"))
+        if filler is not None and operand.how == "lowest" and isinstance(out, Tensor):
+            closed = (gate == 0).to(out.device)
+            out = out.masked_fill(
+                closed.reshape([-1 if axis == operand.axis else 1 for axis in range(-out.dim(), 0)]), filler
+            )
+    return out

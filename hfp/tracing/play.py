@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import chain
+from operator import is_not
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from hfp.inputs import Arguments, placed
 from hfp.labels import Place
 from hfp.names import Names
 from hfp.rules.own import Whole, rule_of
+from hfp.tracing.attributes import is_plain
 from hfp.tracing.functions import Functions
 from hfp.tracing.told import mark
 
@@ -28,24 +32,38 @@ class Subject:
     model: nn.Module
     inputs: Arguments
     names: Names
+    written: dict[int, Any] = field(default_factory=dict)
+    """What modules hold and its forward writes to, by id: a dict that they share, say."""
+
+
+class WritesToHolder(Exception):
+    """The forward has written to what it was given a copy of; it is to be run again, now that this is known."""
 
 
 def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, training: bool) -> None:
-    """One forward under `functions` and its watcher; `shadows`: name -> tensor. Outputs are pinned."""
+    """One forward under `functions` and its watcher; `shadows`: name -> tensor. Outputs are pinned.
+
+    Raises WritesToHolder.
+    """
     device = next(iter(shadows.values())).device if functions.watcher.real else torch.device("meta")
     args, kwargs = placed(subject.inputs, device)
     if training:  # batch norm wants more than one value per channel: a batch of two, where the first axis is a batch
         args, kwargs = tree_map(_doubled, (args, kwargs))
     swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
     model = subject.model
-    with as_set(), preserved(model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
-        model.train(training)
-        mark(subject.names.modules)
+    with as_set(), preserved(model), _unfused(), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
+        set_mode(model, training)
+        marked = mark(subject.names.modules, subject.written)
         for module in model.modules():
             if rule_of(module) is not None and "forward" not in vars(module):
                 module.forward = Whole(module)
-        with functions.watcher.position.following(), functions.watcher, functions:
-            out = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
+        try:
+            with functions.watcher.position.following(), functions.watcher, functions:
+                out = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
+        finally:
+            if written := {id(one.holder): one.holder for one in marked if one.written()}:
+                subject.written.update(written)
+                raise WritesToHolder
     functions.watcher.tell_used(tensors_of(out), "output")
     for tensor in tensors_of(out):
         for ids in functions.watcher.labels(tensor):
@@ -54,23 +72,59 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Whatever is written into its modules in here (modes, caches, counters, sizes) is put back afterwards."""
-    inner = ("_parameters", "_buffers", "_modules")
-    saved = [(m, type(m), dict(vars(m)), [dict(vars(m)[name]) for name in inner]) for m in model.modules()]
+def _unfused() -> Iterator[None]:
+    """A fused operator would hide what attention is made of."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a fused operator would hide what attention is made of
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, own_class, attributes, contents in saved:
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """`model.train(training)`, but for what modules of the user's do then: merge weights, drop a cache."""
+    for module in model.modules():
+        module.training = training
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Whatever is written into its modules in here (modes, caches, counters, sizes) is put back afterwards."""
+    classes = [(module, type(module)) for module in model.modules()]
+    saved: dict[int, tuple[Any, Any]] = {}
+    for module, _ in classes:
+        _save(vars(module), saved)
+        for value in list(vars(module).values()):
+            if is_plain(value):
+                _save(vars(value), saved)  # of a config, or of a state that modules share
+    try:
+        yield
+    finally:
+        for module, own_class in classes:
             module.__class__ = own_class
-            vars(module).clear()
-            vars(module).update(attributes)
-            for name, content in zip(inner, contents, strict=True):
-                vars(module)[name].clear()
-                vars(module)[name].update(content)
+        for container, before in saved.values():
+            if len(container) != len(before) or any(map(is_not, _flat(container), _flat(before))):
+                container.clear()
+                (container.extend if isinstance(container, (list, deque)) else container.update)(before)
+
+
+_CONTAINERS = (dict, list, set, deque)
+
+
+def _save(value: Any, saved: dict[int, tuple[Any, Any]]) -> None:
+    """Note what containers contain, those inside of others as well: id -> container, a copy."""
+    if isinstance(value, tuple):
+        for entry in value:
+            _save(entry, saved)
+    elif isinstance(value, _CONTAINERS) and id(value) not in saved:
+        saved[id(value)] = value, dict(value) if isinstance(value, dict) else [*value]
+        for entry in _flat(saved[id(value)][1]):
+            _save(entry, saved)
+
+
+def _flat(container: Any) -> Iterable[Any]:
+    return chain.from_iterable(container.items()) if isinstance(container, dict) else container
 
 
 _PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.Size)

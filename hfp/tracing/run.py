@@ -29,7 +29,7 @@ from hfp.tracing.functions import Around, Functions
 from hfp.tracing.modes import Modes
 from hfp.tracing.numbering import numbered
 from hfp.tracing.operands import Operand
-from hfp.tracing.play import Subject, play, preserved
+from hfp.tracing.play import Subject, WritesToHolder, play, preserved, set_mode
 from hfp.tracing.position import Position, Site
 from hfp.tracing.ptflops_count import PtflopsCounter
 from hfp.tracing.siblings import follow_siblings
@@ -113,22 +113,28 @@ def run(subject: Subject, ptflops: bool) -> Run:
     They run on shapes alone, where that is possible; else on the numbers of the model and the example inputs.
     `ptflops`: whether its count is wanted as well.
     """
-    try:
-        return _run(subject, ptflops, real=False)
-    except NeedsValues:
-        if not subject.names.tensors:
-            raise
-        _runs(subject)  # what its code computes but once (positions behind an `lru_cache`) is not to tell runs apart
-        return _run(subject, ptflops, real=True)
+    real = False
+    while True:
+        try:
+            return _run(subject, ptflops, real)
+        except WritesToHolder:
+            pass  # again: each time more is known of what it writes to
+        except NeedsValues:
+            if real or not subject.names.tensors:
+                raise
+            # What its code computes but once (positions behind an `lru_cache`) is not to tell runs apart.
+            failure = _failure(subject)
+            if failure is not None and not any(tensor.is_meta for tensor in subject.names.tensors.values()):
+                raise _does_not_run(subject, failure) from failure
+            real = True
 
 
 def _shadows(subject: Subject, real: bool) -> dict[str, Tensor]:
-    """What stands in for parameters and buffers: shapes alone, or the numbers, copied where a run may write."""
+    """What stands in for parameters and buffers: shapes alone, or copies of the numbers, since a run may write."""
     tensors = subject.names.tensors.items()
     if not real:
         return {name: shape_of(tensor) for name, tensor in tensors}
-    parameters = set(subject.names.parameters)
-    return {name: tensor.detach() if name in parameters else tensor.clone() for name, tensor in tensors}
+    return {name: tensor.detach().clone() for name, tensor in tensors}
 
 
 def _run(subject: Subject, ptflops: bool, real: bool) -> Run:
@@ -157,11 +163,11 @@ def _watch_evaluation(subject: Subject, shadows: dict[str, Tensor], seen: Run, p
     try:
         with counter.watching() if ptflops else nullcontext(), modes.watching():
             _play_noted(subject, shadows, seen, watcher, taken, training=False)
-    except (RuleError, OwnRuleError):
+    except (RuleError, OwnRuleError, WritesToHolder):
         raise
     except Exception as error:
         explained = _explained(subject, error)
-        if not isinstance(explained, NeedsValues) and _runs(subject):
+        if not isinstance(explained, NeedsValues) and _failure(subject) is None:
             explained = NeedsValues(
                 f"{type(subject.model).__name__} runs on the example inputs, but not where its operators are watched "
                 f"({first_line(error)}); give the module that does this a rule: hfp.rule"
@@ -181,7 +187,7 @@ def _watch_training(subject: Subject, shadows: dict[str, Tensor], seen: Run) -> 
     macs = list(seen.ledger.macs)
     try:
         _play_noted(subject, shadows, seen, watcher, taken, training=True)
-    except (RuleError, OwnRuleError):
+    except (RuleError, OwnRuleError, WritesToHolder):
         raise
     except Exception as error:
         explained = _explained(subject, error)
@@ -234,20 +240,20 @@ def _memory_order(tensor: Tensor) -> list[int]:
     return sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
 
 
-def _runs(subject: Subject) -> bool:
-    """Whether the model runs on the example inputs, unwatched."""
+def _failure(subject: Subject) -> Exception | None:
+    """What the model raises on the example inputs, unwatched."""
     shadows = _shadows(subject, real=True)
     for name in subject.names.parameters:  # whose gradient a forward may ask for
         shadows[name].requires_grad_(subject.names.tensors[name].requires_grad)
     args, kwargs = placed(subject.inputs, next(iter(shadows.values()), torch.zeros(0)).device)
     with as_set(), preserved(subject.model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
-        subject.model.eval()
+        set_mode(subject.model, False)
         try:
             swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
             torch.func.functional_call(subject.model, swapped, args, kwargs, tie_weights=False)
-        except Exception:
-            return False
-    return True
+        except Exception as error:
+            return error
+    return None
 
 
 def _explained(subject: Subject, error: Exception) -> ValueError:
@@ -262,9 +268,13 @@ def _explained(subject: Subject, error: Exception) -> ValueError:
             f"the forward of {name} looks at the values of tensors ({first_line(error)}), which a run on shapes lacks; "
             "move the decision out of the part of the model that is to be pruned"
         )
+    return _does_not_run(subject, error)
+
+
+def _does_not_run(subject: Subject, error: Exception) -> ValueError:
     args, kwargs = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, subject.inputs)
     given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
     return ValueError(
-        f"{name} does not run on the example inputs, which are {given}: {first_line(error)}. "
+        f"{type(subject.model).__name__} does not run on the example inputs, which are {given}: {first_line(error)}. "
         "Pass inputs that model(...) itself accepts."
     )

@@ -7,14 +7,15 @@ and nothing has to be tried to find out. Of `self.dim // self.heads` it tells wh
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from hfp.labels import Labels
 from hfp.rules.call import values_in
-from hfp.tracing.attributes import entries_of, with_entries
+from hfp.tracing.attributes import contents, entries_of, with_entries
 from hfp.tracing.sizes import WIDTHS
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
@@ -76,18 +77,39 @@ def sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
             yield from ((f"{name}.{key}", entry) for key, entry in entries_of(value).items() if type(entry) is int)
 
 
-def mark(names: Mapping[nn.Module, str]) -> None:
-    """Have the attributes of modules, given with their names, remember what they are."""
+@dataclass(frozen=True)
+class Marked:
+    """What a module is given in place of a holder of sizes: a copy of it, whose entries remember what they are."""
+
+    holder: Any
+    copy: Any
+    contents: dict[Any, Any]
+
+    def written(self) -> bool:
+        """Whether something else is in it by now, which those that share the holder do not see."""
+        now = contents(self.copy)
+        return now.keys() != self.contents.keys() or any(now[key] is not self.contents[key] for key in now)
+
+
+def mark(names: Mapping[nn.Module, str], written: Container[int] = ()) -> list[Marked]:
+    """Have the attributes of modules, given with their names, remember what they are.
+
+    Holders that forwards write to, `written` by their id, stay as they are.
+    """
+    marked: list[Marked] = []
     for module, path in names.items():
         own, inner = vars(module), defaultdict[str, dict[str, Told]](dict)
         for attribute, value in list(sizes(module)):
             name, _, key = attribute.partition(".")
             told = Told(value, [(path, attribute)])
-            if key:
-                inner[name][key] = told
-            else:
+            if not key:
                 own[name] = told
-        own.update({name: with_entries(own[name], entries) for name, entries in inner.items()})
+            elif id(own[name]) not in written:
+                inner[name][key] = told
+        for name, entries in inner.items():
+            holder, own[name] = own[name], with_entries(own[name], entries)
+            marked.append(Marked(holder, own[name], contents(own[name])))
+    return marked
 
 
 def asked(function: str, args: Any) -> list[int]:

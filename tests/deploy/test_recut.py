@@ -15,6 +15,7 @@ import models
 from hfp import checkpoint, surgery
 from hfp.deploy.recut import recut, rounded
 from hfp.inputs import arguments
+from hfp.ptflops_check import measured
 
 NETS: dict[str, tuple[Any, Any]] = {
     "lenet5": (lambda: models.build("lenet5"), torch.zeros(1, 1, 28, 28)),
@@ -73,3 +74,12 @@ def test_targets_are_those_of_the_dense_network() -> None:
         recut(dense, small, target_macs=0.0001)
     with pytest.raises(ValueError, match="is not a compact network"):
         recut(dense, dense)
+
+
+def test_it_is_counted_as_the_first_cut_was() -> None:
+    dense = models.build("lenet5")
+    small = hfp.wrap(dense, target_macs=0.4, counter="ptflops").compact()
+    smaller = recut(dense, small, target_macs=0.3, round_to=2)[1]
+    record = smaller.hfp_record
+    assert record.targets["counter"] == "ptflops"  # type: ignore[union-attr]
+    assert record.macs == measured(smaller, arguments(dense, None)) <= 0.3 * measured(dense, arguments(dense, None))  # type: ignore

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import hfp
-from hfp.deploy import rounding
+from hfp.deploy import comparison, rounding
 from hfp.deploy.origin import Outcome
+from hfp.inputs import arguments
 
 
 class Slow(nn.Module):
@@ -71,3 +72,17 @@ def test_turns_are_compared_with_each_other() -> None:
     turns = {1: [10.0, 10.0, 40.0, 40.0, 40.0], 8: [11.0, 11.0, 44.0, 11.0, 44.0]}
     assert statistics.median(turns[8]) < statistics.median(turns[1])
     assert rounding.fastest(rounding.paired(turns)) == 1
+
+
+def test_a_network_for_one_example_at_a_time_is_refused_in_words() -> None:
+    """Whatever it says to two."""
+
+    class One(Slow):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) == 1
+            return super().forward(x)
+
+    small: Any = hfp.wrap(One(), target_macs=0.7).compact()
+    with pytest.raises(ValueError, match="the network does not run on 2 examples at once; give --batch 1"):
+        rounding.choose(lambda size: Outcome("a test", One(), None, small), batch=2)
+    assert comparison.latency((small, small), arguments(small, None), 2) is None

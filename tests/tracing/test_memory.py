@@ -49,13 +49,15 @@ def test_what_shares_memory_is_known_by_the_first_on_it_even_when_that_is_gone()
     assert not any(memory.beside(other) for other in others)
 
 
+GONE: list[bool] = []
+
+
 class Looks(nn.Module):
     """Whose code looks at values, so that it is traced on numbers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 4)
-        self.gone: list[bool] = []
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x)
@@ -63,11 +65,11 @@ class Looks(nn.Module):
         out: Tensor = self.second(hidden)
         del hidden
         if float(out.sum()) > -1e9:
-            self.gone.append(still() is None)
+            GONE.append(still() is None)
         return out
 
 
 def test_a_trace_on_numbers_lets_activations_go() -> None:
-    model = Looks()
-    assert [group.width for group in trace(model, torch.zeros(1, 3)).groups] == [8]
-    assert model.gone[:2] == [True, True]  # the labelled runs; trials, on shapes alone, come after them
+    GONE.clear()
+    assert [group.width for group in trace(Looks(), torch.zeros(1, 3)).groups] == [8]
+    assert GONE[:2] == [True, True]  # the labelled runs; trials, on shapes alone, come after them

@@ -75,6 +75,16 @@ def test_batch_norm_without_statistics(shape: tuple[int, ...], which: str, dtype
     assert_equal(opened.batch_norm(x, *args), F.batch_norm(x, *args))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("function, size", [("layer_norm", (5,)), ("rms_norm", (5,)), ("group_norm", 2)])
+def test_autocast_lifts_what_it_would(function: str, size: Any, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 4, 5).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, right = getattr(opened, function)(x, size), getattr(F, function)(x, size)
+    assert found.dtype == right.dtype
+    torch.testing.assert_close(found, right, atol=0.02, rtol=0.02)
+
+
 def test_batch_norm_with_statistics_is_left_alone() -> None:
     statistics = {"running_mean": torch.zeros(5), "running_var": torch.ones(5)}
     assert opened.opened(F.batch_norm, (torch.randn(4, 5),), statistics) is None
@@ -94,6 +104,7 @@ def test_batch_norm_with_statistics_is_left_alone() -> None:
         (([1, 2],), {"correction": 0}),
         ((), {"dim": 2, "correction": 2, "keepdim": True}),
         ((), {"dim": 1, "unbiased": False}),
+        ((), {"axis": 1, "keepdims": True}),
     ],
 )
 def test_spreads(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict, deque
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from promises import snapshot
@@ -9,7 +14,8 @@ from specimen import Net, conv
 from torch import Tensor, nn
 from zoo import ZOO
 
-from hfp import trace
+from hfp import trace, verify
+from hfp.tracing.attributes import contents
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -78,3 +84,61 @@ def test_global_state_is_restored_also_after_an_error() -> None:
         trace(net, X)
     assert snapshot(net) == before
     assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
+
+
+class Reads(nn.Module):
+    def __init__(self, state: Any) -> None:
+        super().__init__()
+        self.state = state
+
+    def forward(self) -> Tensor:
+        return (self.state["h"] if isinstance(self.state, dict) else self.state.h).relu()
+
+
+class Writes(nn.Module):
+    """What one layer makes, another module reads from what both hold."""
+
+    def __init__(self, state: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.state, self.reads = nn.Linear(4, 8), nn.Linear(8, 2), state, Reads(state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.state, dict):
+            self.state["h"] = self.first(x)
+        else:
+            self.state.h = self.first(x)
+        return self.last(self.reads())
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("state", [{}, {"n": 0}, OrderedDict(n=3), SimpleNamespace(n=0)], ids=repr)
+def test_modules_may_share_what_they_write_to(state: Any, called: bool) -> None:
+    """Whether it holds numbers, which could be sizes, or not, and whatever an earlier forward has left in it."""
+    model, x = Writes(copy.copy(state)), torch.randn(3, 4)
+    if called:
+        model(x)
+    before = dict(contents(model.state))
+    table = trace(model, x)
+    assert contents(model.state) == before
+    assert [group.members for group in table.groups] == [(("first.weight", 0), ("first.bias", 0), ("last.weight", 1))]
+    assert verify(model, table) < 1e-6
+
+
+def test_caches_are_put_back() -> None:
+    """Whatever they are, and those inside of others; what they held on the meta device would break the next forward."""
+
+    class Caches(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            n = x.shape[-1]
+            if n not in self.positions["all"]:
+                self.positions["all"][n] = torch.arange(n, device=x.device)
+                self.seen.append(n), self.sizes.add(n), self.last.appendleft(n)
+            return self.b(self.a(x + self.positions["all"][n]))
+
+    net = Caches(lambda net, x: x, a=conv(3, 6), b=conv(6, 4))
+    net.positions, net.seen, net.sizes, net.last = {"all": {}}, [7], {7}, deque([7], maxlen=3)
+    inner = net.positions["all"]
+    trace(net, X)
+    assert (net.positions, net.seen, net.sizes, net.last) == ({"all": {}}, [7], {7}, deque([7]))
+    assert net.positions["all"] is inner
+    assert net(X).shape == (1, 4, 8, 8) and net.seen == [7, 8]

@@ -156,3 +156,13 @@ def test_what_code_computes_but_once_does_not_tell_runs_apart() -> None:
 
     model = Net(run, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 4, 1))
     assert [group.width for group in trace(model, X).groups] == [6]
+
+
+def test_a_word_of_ours_in_an_error_of_the_users() -> None:
+    """No run on shapes alone has to do with it."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.a(x["image"]) * x["meta"]
+
+    with pytest.raises(ValueError, match=r"does not run on the example inputs, which are x=\{.*KeyError: 'meta'"):
+        trace(Net(run, a=conv(3, 6)), {"x": {"image": X}})

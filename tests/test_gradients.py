@@ -1,0 +1,128 @@
+"""A gated network that would learn something else than the compact one is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from specimen import Net, conv
+from torch import Tensor, nn
+from zoo import ZOO
+
+import hfp
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class AcrossChannels(torch.autograd.Function):
+    """A mean over channels that its backward pass divides by their number: as layer norms written by hand do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x - x.mean(1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] - grads[0].mean(1, keepdim=True)
+
+
+class Recomputing(torch.autograd.Function):
+    """Calls a layer a second time in its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            torch.autograd.backward(ctx.layer(x).relu(), grads[0])
+        assert x.grad is not None
+        return x.grad, None
+
+
+def layers(run: Any) -> Net:
+    torch.manual_seed(0)
+    return Net(run, a=conv(3, 8), b=conv(8, 8), c=conv(8, 4))
+
+
+NETS: dict[str, tuple[Any, str]] = {
+    "a function of their own": (
+        lambda net, x: net.c(AcrossChannels.apply(net.a(x))),
+        "the gradient of a.weight is another by",
+    ),
+    "layers called in backward": (
+        lambda net, x: net.c(Recomputing.apply(net.a(x), net.b)),
+        r"the gradient of [abc].weight is (another by|none in the former)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_a_trace_does_not_show_is_found_by_its_gradients(name: str) -> None:
+    run, words = NETS[name]
+    with pytest.raises(hfp.Disagreement, match=words) as found:
+        hfp.wrap(layers(run), X, target_macs=0.5)
+    assert found.value.groups
+    advice = str(found.value).partition("hfp.wrap(..., ignore=")[2].rstrip(")")
+    ignore = [name.strip("' ") for name in advice.strip("[]").split(",")]
+    whole = hfp.trace(layers(run), X, ignore=ignore)
+    assert hfp.verify(layers(run), whole) < 1e-5
+
+
+def test_a_function_that_a_copy_shares_is_found() -> None:
+    """The compact network would read the parameter of the model, and never train its own."""
+
+    class Scaled(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda net, x: net.b(self.scaled(net.a(x))), a=conv(3, 8), b=conv(8, 4))
+            self.scale = nn.Parameter(torch.tensor(2.0))
+            self.scaled = lambda x: x * self.scale
+
+    with pytest.raises(hfp.Disagreement, match="the gradient of scale is none in the latter"):
+        hfp.wrap(Scaled(), X, target_macs=0.5)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo_learns_the_same(name: str) -> None:
+    model = ZOO[name].model()
+    table = hfp.trace(model, ZOO[name].inputs())
+    hfp.verify(model, table, cuts=2)
+
+
+ENTROPIES: dict[str, Any] = {
+    "p log p": lambda p, _: p * p.log(),
+    "xlogy": lambda p, _: torch.xlogy(p, p),
+    "root": lambda p, _: p.sqrt(),
+    "power": lambda p, _: p**0.3,
+    "log": lambda p, _: p.log(),
+    "kl_div": lambda p, h: F.kl_div(F.log_softmax(2 * h, 1), p, reduction="none"),
+    "norm of log_softmax": lambda p, h: F.instance_norm(F.log_softmax(h, 1)),
+}
+
+
+@pytest.mark.parametrize("method", ["hfp", "pag"])
+@pytest.mark.parametrize("name", ENTROPIES)
+def test_behind_a_hidden_softmax_all_is_finite(name: str, method: str) -> None:
+    """A zero there would have an infinite logarithm, and its root an infinite derivative."""
+
+    def run(net: Net, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = net.a(x)
+        found = ENTROPIES[name](h.softmax(1), h)
+        return net.c(net.b(found)), found.sum(1)
+
+    net = hfp.wrap(layers(run), X, target_macs=0.4, steps=2, method=method, verify=True).train()
+    optimizer = torch.optim.SGD(net.param_groups(lr=0.01))
+    for _ in range(4):
+        logits, entropy = net(X)
+        (logits.square().mean() + entropy.square().mean() + net.complexity_loss()).backward()
+        assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in net.parameters())
+        optimizer.step(), optimizer.zero_grad()
+    assert not net.keep.all()
+    net.compact()
