@@ -16,6 +16,7 @@ from hfp.channels import ChannelTable
 from hfp.cost import Cost
 from hfp.kept import Kept
 from hfp.methods.method import Method
+from hfp.names import Names
 from hfp.threshold import smallest, threshold
 from hfp.verify import Proof
 
@@ -106,7 +107,11 @@ class GatedModel(nn.Module):
 
         `frozen`: nothing but phi learns, neither the model's weights nor the statistics of its norms.
         """
-        return gates.run(self.model, self._readers, phi, args, kwargs, frozen)
+        try:
+            return gates.run(self.model, self._readers, phi, args, kwargs, frozen)
+        except (KeyError, AttributeError, RuntimeError):
+            self._check_unchanged()
+            raise
 
     def complexity_loss(self) -> Tensor:
         """How far live counts are above their targets, relative to dense, summed: add it to the task loss.
@@ -237,6 +242,7 @@ class GatedModel(nn.Module):
         `hfp.Disagreement`, a RuntimeError that names the channel groups to blame, if the compact network computes
         something else. ValueError for an optimizer, scheduler or average that cannot be carried over.
         """
+        self._check_unchanged()
         keep = self._chosen(1.0)
         small = surgery.compact(self.model, self.table, keep)
         self.proof().check(keep, small)
@@ -271,6 +277,23 @@ class GatedModel(nn.Module):
         chosen = threshold(scores, self.table, limits, round_to=self.round_to)
         return chosen if share == 1.0 else chosen & keep
 
+    def _check_unchanged(self) -> None:
+        """ValueError where the model has other tensors than those that were traced."""
+        now = Names.of(self.model).tensors
+        for name, axes in self.table.axes.items():
+            shape = tuple(map(len, axes))
+            if name not in now or (name in self._readers.parameters and tuple(now[name].shape) != shape):
+                found = f"is {tuple(now[name].shape)} now" if name in now else "is gone"
+                raise ValueError(
+                    f"{name}, which was {shape} when the model was wrapped, {found}: change a model before hfp.wrap, "
+                    "or change the compact one"
+                )
+        new = [name for name, _ in self.model.named_parameters() if name not in self._readers.aliases]
+        if new:
+            raise ValueError(
+                f"{new[0]} was not there when the model was wrapped: change a model before hfp.wrap, or the compact one"
+            )
+
     def _warn_of_idle_gates(self) -> None:
         trained = self.method.gate is not None or self.method.forward is not None
         if trained and not bool(self.gates.any()):
@@ -282,7 +305,11 @@ class GatedModel(nn.Module):
 
     def _scores(self) -> Tensor:
         """(channels,) float64 on the CPU: what the method says."""
-        scores = self.method.scores(self)
+        try:
+            scores = self.method.scores(self)
+        except (KeyError, AttributeError):
+            self._check_unchanged()
+            raise
         if not isinstance(scores, Tensor) or scores.shape != (self.table.channels,):
             given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(

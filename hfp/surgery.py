@@ -204,6 +204,7 @@ def difference(
 
     `as_given`: for the inputs themselves, where not any number will do, such as the corners of a box.
     `chance`: they may draw numbers, from the same seed; without it, all that they draw is one number.
+    Not a number where no output is finite: then nothing was compared.
     """
     args, kwargs = inputs if as_given else noisy(inputs)
     outs = []
@@ -217,6 +218,8 @@ def difference(
     worst = 0.0
     if len(outs[0]) != len(outs[1]):
         return float("inf")
+    if any(x.numel() for x in outs[0]) and not any(bool(x.isfinite().any()) for x in outs[0]):
+        return float("nan")
     for x, y in zip(*outs, strict=True):
         if x.shape != y.shape:
             return float("inf")

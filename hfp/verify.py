@@ -140,23 +140,32 @@ class Proof:
             error, words = judge.compared(keep)
             if error <= judge.tolerance:
                 return error
-            self._check_finite()
+            self._check_finite(error)
             raise judge._disagreement(keep, words)
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, error: float) -> None:
         """Not a number times a gate that is closed is still none, so nothing can be said of such a network."""
-        for name, value in self.model.state_dict().items():
+        name = type(self.model).__name__
+        for tensor, value in self.model.state_dict().items():
             if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.to_dense().isfinite().all()):
                 raise ValueError(
-                    f"{type(self.model).__name__} holds numbers that are not finite, in {name}: it has diverged. Take "
-                    "an earlier state of it."
+                    f"{name} holds numbers that are not finite, in {tensor}: it has diverged. "
+                    "Take an earlier state of it."
                 )
+        if math.isnan(error):
+            raise ValueError(
+                f"no output of {name} is finite, on noise or on the example inputs, so that gates cannot be compared "
+                "with a cut; give example inputs such as those that it is trained on"
+            )
 
     def compared(self, keep: Tensor, small: nn.Module | None = None) -> tuple[float, str]:
         """The difference, infinite where the cut network does not run, and in words what the cut network does."""
         with self._both(keep, small) as (gated, small):
             try:
                 error = surgery.difference(gated, small, self.arguments, self.as_given, self.chance)
+                if math.isnan(error) and not self.as_given:  # a logarithm, say, of what cannot be negative
+                    self.as_given = True
+                    error = surgery.difference(gated, small, self.arguments, True, self.chance)
             except torch.OutOfMemoryError:
                 raise
             except Exception as failure:  # whatever a forward may raise where a length in it is wrong

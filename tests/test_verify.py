@@ -224,3 +224,25 @@ def test_a_network_that_has_diverged_is_not_blamed_on_a_rule(value: float) -> No
 def test_the_table_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"expected the table, hfp.trace\(model, example_inputs\), not a Tensor"):
         hfp.verify(nn.Linear(2, 3), torch.zeros(1, 2))  # type: ignore[arg-type]
+
+
+class LogSpectrum(nn.Sequential):
+    """Of numbers below zero it gives none; and it has a branch on a width, which is what the proof has to find."""
+
+    branches = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self[0](torch.log(x + 1e-4)).relu()
+        return self[1](x * 1.5 if self.branches and self[1].in_channels == 8 else x)
+
+
+def test_inputs_of_which_not_any_number_will_do() -> None:
+    """Where noise gives nothing that is finite, the example inputs are taken, unless they give nothing either."""
+    torch.manual_seed(0)
+    model, x = LogSpectrum(conv(1, 8), conv(8, 2)), torch.rand(2, 1, 8, 8)
+    assert 0.0 <= hfp.verify(model, hfp.trace(model, x), x) < 1e-5
+    with pytest.raises(ValueError, match="no output of LogSpectrum is finite, on noise or on the example inputs"):
+        hfp.verify(model, hfp.trace(model, x), -x)
+    model.branches = True
+    with pytest.raises(hfp.Disagreement):
+        hfp.wrap(model, x, target_macs=0.5)

@@ -15,6 +15,7 @@ from promises import call, measured, relative_difference, snapshot
 from small_run import X, network
 from specimen import Specimen
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from zoo import ZOO
 
 import hfp
@@ -139,3 +140,22 @@ def test_a_forward_may_write_to_its_input(looks: bool) -> None:
     assert torch.equal(x, before)
     net.keep, expected = small.hfp_record.keep, small.eval()(x.clone())  # type: ignore[union-attr]
     torch.testing.assert_close(net.eval()(x.clone()), expected)
+
+
+CHANGES: dict[str, Any] = {
+    "another head": (
+        lambda model: setattr(model, "2", nn.Linear(8, 5)),
+        r"2.bias, which was \(2,\) .*, is \(5,\) now",
+    ),
+    "a mask": (lambda model: prune.l1_unstructured(model[2], "weight", 0.3), "2.weight, .*, is gone: change"),
+    "another layer": (lambda model: model.append(nn.Linear(2, 2)), "3.weight was not there when the model was wrapped"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_model_that_is_another_by_now_is_refused(name: str) -> None:
+    change, words = CHANGES[name]
+    net = hfp.wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4), target_params=0.6)
+    change(net.model)
+    with pytest.raises(ValueError, match=words):
+        net.compact()

@@ -9,6 +9,7 @@ themselves, with values of the right kind, and nothing that a file names is impo
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,8 @@ class Outcome:
     def apart(self, a: Callable[..., Any], b: Callable[..., Any], chance: bool = True) -> float:
         """`surgery.difference` of two forms of the network, on inputs that suit it."""
         as_given = inputs.tells_values(checkpoint.record_of(self.small).inputs)
-        return surgery.difference(a, b, self.inputs, as_given, chance)
+        error = surgery.difference(a, b, self.inputs, as_given, chance)
+        return surgery.difference(a, b, self.inputs, True, chance) if math.isnan(error) else error
 
 
 def compact(path: str | Path, wanted: Wanted = Wanted()) -> Outcome:  # noqa: B008  # frozen
