@@ -63,7 +63,12 @@ def set_up(run: RunFolder, display: report.Display) -> Lab:
         image_size=config.image_size,
         statistics=data.IMAGENET if config.statistics == "imagenet" else None,
     ).to(config.device)
-    channels, size, _ = dataset.input_size
+    channels, size, width = dataset.input_size
+    if width != size:
+        raise ValueError(
+            f"images of {size}x{width} are not square, as those of the networks here are; give --image-size "
+            f"{min(size, width)}, which cuts them around their centre"
+        )
     steps = dataset.train.num_batches(config.batch_size, drop_last=True)
     for sentence in run.mended:
         display.line(sentence)

@@ -43,7 +43,7 @@ def absolute(target: Target, name: str, dense: int, least: int) -> int:
         raise ValueError(
             f"{name}={target!r} asks for {count:,}{whole}, but cut as far as it goes this network still has {least:,} "
             f"({least / dense:.4f} of the dense {dense:,}); the smallest reachable target is {name}={least}. "
-            "print(hfp.trace(model, example_inputs)) shows what stays whole, and why"
+            "print(hfp.trace(model, example_inputs)) shows what stays whole, and why; ignore and round_to add to it"
         )
     return count
 

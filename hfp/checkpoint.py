@@ -25,6 +25,9 @@ from hfp.ambient import plainly
 from hfp.copies import copied
 from hfp.trace import trace
 
+FOREIGN = (".onnx", ".pt", ".pth")
+"""Names that promise what `save` does not write."""
+
 
 @plainly
 def save(small: nn.Module, path: str | Path, **notes: Any) -> None:
@@ -37,9 +40,15 @@ def save(small: nn.Module, path: str | Path, **notes: Any) -> None:
     `notes`, any JSON, come back in `hfp.checkpoint.header(path)["notes"]`.
 
     Raises:
-        ValueError: `small` carries no record of how it was cut, or PyTorch cannot export it.
+        ValueError: `small` carries no record of how it was cut, PyTorch cannot export it, or `path` ends in .onnx, .pt
+            or .pth.
         OSError: the disk is full or the folder cannot be written; a file that was there before stays whole.
     """
+    if Path(path).suffix in FOREIGN:
+        raise ValueError(
+            f"{path}: hfp.save writes .safetensors and {program.SUFFIX}; for ONNX, save small.safetensors, then "
+            "python -m hfp.compact small.safetensors --model ... --output small.onnx"
+        )
     (save_program if Path(path).suffix == program.SUFFIX else save_tensors)(small, path, **notes)
 
 

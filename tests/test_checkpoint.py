@@ -438,3 +438,10 @@ def test_notes_that_are_no_json_are_refused_before_anything_is_written(tmp_path:
     with pytest.raises(ValueError, match="Object of type Tensor is not JSON serializable.*float"):
         hfp.save(small, tmp_path / "small", accuracy=torch.tensor(0.9))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt", ".pth"])
+def test_a_name_of_another_format_is_refused(suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="hfp.save writes .safetensors and .pt2"):
+        hfp.save(compacted(network()), tmp_path / f"small{suffix}")
+    assert not list(tmp_path.iterdir())

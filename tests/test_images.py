@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torchvision
 from PIL import Image
@@ -39,3 +40,13 @@ def test_mixed_seeds_differ_and_stay_the_same() -> None:
     parts = [*itertools.product(range(5), repeat=1), *itertools.product(range(5), repeat=2)]
     assert len({mixed_seed(*numbers) for numbers in parts}) == len(parts)
     assert mixed_seed(0, 1) == mixed_seed(0, 1) == 4499712255002397205  # or resumed runs would differ
+
+
+@pytest.mark.parametrize(("mode", "form"), [("I;16", "png"), ("I", "tif")])
+def test_greys_of_16_bits_keep_their_range(mode: str, form: str, tmp_path: Path) -> None:
+    greys = np.linspace(0, 65535, 64).reshape(8, 8)
+    image = Image.fromarray(greys.astype(np.uint16 if mode == "I;16" else np.int32))
+    assert image.mode == mode
+    image.save(tmp_path / f"grey.{form}")
+    found = decode(tmp_path / f"grey.{form}")
+    assert torch.equal(found, torch.from_numpy(greys.astype(np.int64) >> 8).to(torch.uint8).expand(3, 8, 8))

@@ -145,7 +145,7 @@ def test_a_forward_may_write_to_its_input(looks: bool) -> None:
 CHANGES: dict[str, Any] = {
     "another head": (
         lambda model: setattr(model, "2", nn.Linear(8, 5)),
-        r"2.bias, which was \(2,\) .*, is \(5,\) now",
+        r"2.weight, which was \(2, 8\) .*, is \(5, 8\) now",
     ),
     "a mask": (lambda model: prune.l1_unstructured(model[2], "weight", 0.3), "2.weight, .*, is gone: change"),
     "another layer": (lambda model: model.append(nn.Linear(2, 2)), "3.weight was not there when the model was wrapped"),

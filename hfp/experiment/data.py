@@ -186,7 +186,10 @@ def load(
     mean, std = map(tuple, statistics or measure(splits[0].sample()))
     channels = splits[0].size[0]
     if len(mean) != channels or len(std) != channels:
-        raise ValueError(f"statistics for {len(mean)} and {len(std)} channels, but the images have {channels}")
+        raise ValueError(
+            f"statistics for {len(mean)} and {len(std)} channels, but the images have "
+            f"{channels}; with statistics=None (--statistics data) the images' own are taken"
+        )
     train, held, test = (Split(images, mean, std) for images in splits)
     return Dataset(name, train, held, test, classes, mean, std, splits[0].size)
 

@@ -152,7 +152,7 @@ def decode(path: Path, size: tuple[int, int] | None = None, crop: RandomResizedC
     """Read one image, uint8 (3, H, W), cut by `crop`, or else resized to cover (H, W) and cut around its centre."""
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            image = _as_bytes(file).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not an image that can be read: {error}") from error
     if crop is not None:
@@ -160,6 +160,13 @@ def decode(path: Path, size: tuple[int, int] | None = None, crop: RandomResizedC
     elif size is not None and image.size != size[::-1]:  # PIL has the width first
         image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR, bleed=MARGIN)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _as_bytes(image: Image.Image) -> Image.Image:
+    """The upper byte of 16-bit greys, of which PIL would cut off all but the darkest."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def decode_all(paths: Sequence[Path], size: tuple[int, int, int], workers: int) -> Tensor:

@@ -32,11 +32,14 @@ from hfp.tracing.operands import Operand
 from hfp.tracing.play import Subject, WritesToHolder, play, preserved, set_mode
 from hfp.tracing.position import Position, Site
 from hfp.tracing.ptflops_count import PtflopsCounter
-from hfp.tracing.siblings import follow_siblings
+from hfp.tracing.siblings import follow_siblings, reached
 from hfp.tracing.sizes import reads_widths
 from hfp.tracing.told import ASKING, attributes_asked
 from hfp.tracing.unread import pin_unread
 from hfp.tracing.watcher import RuleError, Step, Watcher
+
+SHOWN = 5
+"""Layers in a note."""
 
 
 class Called(NamedTuple):
@@ -145,13 +148,29 @@ def _run(subject: Subject, ptflops: bool, real: bool) -> Run:
     seen.reads_widths = reads_widths(subject.model, {name.partition(".")[0] for _, name in ledger.attributes})
     if not alike or seen.reads_widths or seen.sized[False]:  # a trial is told more by a training run, of a batch of two
         _watch_training(subject, shadows, seen)
-    if real:
-        every = chain.from_iterable(seen.steps.values())
+    every = [*chain.from_iterable(seen.steps.values())]
+    if not real:
+        _note_unused(subject, ledger, every)
+    else:
         seen.operands += list(follow_siblings(subject.names, ledger, every, seen.operands))
         pin_unread(ledger, seen.operands)
     if True not in seen.steps:
         seen.operands += [replace(operand, training=True) for operand in seen.operands]
     return seen
+
+
+def _note_unused(subject: Subject, ledger: Ledger, steps: list[Step]) -> None:
+    """Layers that the example inputs did not reach may read channels, or make some, that a cut would take from them."""
+    used = {*reached(ledger, steps)}
+    unused = [name for name in subject.names.parameters if ledger.axes[name] and name not in used]
+    layers = dict.fromkeys(name.rpartition(".")[0] or name for name in unused)
+    idle = [layer for layer in layers if layer not in used]
+    if idle:
+        shown = ", ".join(idle[:SHOWN]) + (f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else "")
+        ledger.notes.append(
+            f"{shown} did not run on the example inputs: what they do to channels is not known, and a cut network may "
+            "fail where they run; give inputs that use them"
+        )
 
 
 def _watch_evaluation(subject: Subject, shadows: dict[str, Tensor], seen: Run, ptflops: bool) -> bool:

@@ -30,7 +30,7 @@ def follow_siblings(
 
     The operands of their functions, where `operands` are those of what has run.
     """
-    ran = set(_reached(ledger, steps))
+    ran = set(reached(ledger, steps))
     shared = _Shared(ledger, operands)
     alone = []
     for parent, path in names.modules.items():
@@ -58,7 +58,7 @@ def follow_siblings(
         )
 
 
-def _reached(ledger: Ledger, steps: Iterable[Step]) -> Iterator[str]:
+def reached(ledger: Ledger, steps: Iterable[Step]) -> Iterator[str]:
     """The tensors that were used, and the modules in which, or in parts of which, something was done."""
     steps = list(steps)
     met = {id(ids) for step in steps for ids in step.touched}

@@ -166,3 +166,17 @@ def test_a_word_of_ours_in_an_error_of_the_users() -> None:
 
     with pytest.raises(ValueError, match=r"does not run on the example inputs, which are x=\{.*KeyError: 'meta'"):
         trace(Net(run, a=conv(3, 6)), {"x": {"image": X}})
+
+
+def test_layers_that_did_not_run_are_told_of() -> None:
+    """On other inputs they may meet channels of which some are gone."""
+
+    def run(net: Net, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = net.a(x)
+        return net.b(h if condition is None else h * net.film(condition)[:, :, None, None])
+
+    net = Net(run, a=conv(3, 6), b=conv(6, 4), film=nn.Linear(5, 6))
+    (note,) = trace(net, X).notes
+    assert note.startswith("film did not run on the example inputs: ")
+    table = trace(net, {"x": X, "condition": torch.zeros(1, 5)})
+    assert not table.notes and ("film.weight", 0) in table.groups[0].members
