@@ -17,6 +17,10 @@ _OWN = f"{Path(__file__).parent}{os.sep}"
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator: torchvision is another library
 
 
+_BEGIN = ("play", "forward")
+"""The functions of hfp in which the model is called; who called hfp is none of its code."""
+
+
 def source_line() -> str:
     """The innermost line of the user's own code, else of a library above torch."""
     frame = _users_frame()
@@ -24,9 +28,21 @@ def source_line() -> str:
 
 
 def caller() -> tuple[CodeType | None, int]:
-    """The same place, as exactly as Python knows it."""
-    frame = _users_frame()
-    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+    """The same place, as exactly as Python knows it; none where no code of the user's is between us and PyTorch."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if not _is_library(frame):
+            return frame.f_code, frame.f_lasti
+        if is_own(frame) and frame.f_code.co_name in _BEGIN:
+            break
+        frame = frame.f_back
+    return None, 0
+
+
+def line_at(place: tuple[CodeType | None, int]) -> str:
+    """A place, by what is the same in another process."""
+    code, instruction = place
+    return "" if code is None else f"{code.co_name}:{code.co_firstlineno}:{instruction}"
 
 
 def line_of(error: Exception) -> str:

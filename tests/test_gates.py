@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from promises import Gated, call, relative_difference
 from specimen import Specimen
 from torch import Tensor, nn
@@ -153,3 +157,70 @@ def test_what_a_forward_writes_is_kept() -> None:
     torch.testing.assert_close(model.key.weight[made][:, read], small.key.weight)
     assert torch.equal(model.codes[:, closed], before)
     assert dict(model.named_buffers()).keys() == buffers.keys() and model.codes is buffers["codes"]
+
+
+class Loop(nn.Module):
+    """Takes as many turns as there are words; what is done to channels in one, and behind the loop, is for the code."""
+
+    def __init__(self, turn: Callable[[Any, Tensor], Tensor], end: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.words, self.again, self.last = nn.Linear(5, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.softmax, self.norm, self.turn, self.end = nn.Softmax(-1), nn.LayerNorm(12), turn, end
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros_like(self.words(x[:, 0]))
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.turn(self, self.words(x[:, t]) + self.again(h)))
+        return self.last(self.end(self, h))
+
+
+LOOPS: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Tensor]]] = {
+    "a norm": (lambda net, h: h / (h.norm(dim=-1, keepdim=True) + 0.1), lambda net, h: h),
+    "a softmax": (lambda net, h: 3 * F.softmax(h, -1), lambda net, h: h),
+    "a softmax, and one behind it": (lambda net, h: 3 * F.softmax(h, -1), lambda net, h: F.softmax(net.again(h), -1)),
+    "a module, and behind it again": (lambda net, h: 3 * net.softmax(h), lambda net, h: net.softmax(net.again(h))),
+    "a function that is taken apart": (lambda net, h: F.layer_norm(h, h.shape[-1:]), lambda net, h: h),
+    "that, and behind it again": (
+        lambda net, h: h / h.std(-1, keepdim=True),
+        lambda net, h: h / h.std(-1, keepdim=True),
+    ),
+    "a layer": (lambda net, h: net.norm(h), lambda net, h: net.norm(h)),
+}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7])
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_may_take_more_turns_than_in_the_trace(name: str, length: int) -> None:
+    torch.manual_seed(0)
+    net = hfp.wrap(Loop(*LOOPS[name]), torch.randn(2, 3, 5), target_params=0.6, steps=1, method="random")
+    net.complexity_loss()
+    small, x = net.compact(), torch.randn(4, length, 5)
+    torch.testing.assert_close(net(x), small(x), rtol=1e-4, atol=1e-5)
+
+
+def test_calls_that_nothing_but_their_number_tells_apart_are_counted() -> None:
+    """Layers of one width, some of which are left out in training: what was the third call is the second."""
+
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.left_out = nn.Linear(5, 6), nn.Linear(6, 3), [False, False]
+            self.up = nn.ModuleList(nn.Linear(6, 8) for _ in range(2))
+            self.down = nn.ModuleList(nn.Linear(8, 6) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for up, down, out in zip(self.up, self.down, self.left_out, strict=True):
+                x = x if out else x + down(F.softmax(up(x), -1))
+            return self.last(x)
+
+    model, x = Dropping(), torch.randn(2, 5)
+    net = hfp.wrap(model, x, target_params=0.6)
+    net(x)
+    model.left_out = [True, False]
+    with pytest.raises(
+        RuntimeError, match="softmax in the network is called another number of times, on other channels"
+    ):
+        net(x)
+    model.left_out = [True, True]
+    net(x)

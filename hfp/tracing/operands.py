@@ -55,6 +55,8 @@ class Operand:
     power: float = 0.0
     calls: int = 0
     """How often what the site is inside of was entered, with and without this operand."""
+    line: str | None = None
+    """Where in the model's code that is; None where the same code calls it for other things as well."""
 
 
 def find(

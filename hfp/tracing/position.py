@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from threading import get_ident
 from typing import Any, NamedTuple
@@ -75,10 +75,14 @@ class Position:
         frame.counts[function] += 1
         return Site(frame.name, frame.call, function, frame.counts[function])
 
-    @contextmanager
-    def inside(self, site: Site) -> Iterator[None]:
+    def inside(self, site: Site) -> AbstractContextManager[None]:
         """Functions called in here are counted by themselves."""
-        self._enter(site.frame, self.module)
+        return self.within(site.frame)
+
+    @contextmanager
+    def within(self, frame: str) -> Iterator[None]:
+        """The same, by the name of what runs."""
+        self._enter(frame, self.module)
         try:
             yield
         finally:

@@ -8,7 +8,8 @@ costs are counted, and once more in training mode where that could make a differ
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -24,7 +25,7 @@ from hfp.eager import eagerly
 from hfp.inputs import placed, shape_of
 from hfp.labels import Labels, Ledger
 from hfp.rules.own import OwnRuleError
-from hfp.source import caller, first_line
+from hfp.source import caller, first_line, line_at
 from hfp.tracing.functions import Around, Functions
 from hfp.tracing.modes import Modes
 from hfp.tracing.numbering import numbered
@@ -228,7 +229,28 @@ def _play_noted(
     entered = watcher.position.calls
     seen.steps[training], seen.calls[training], seen.entered[training] = taken, calls, entered
     seen.sized[training] = seen.real or watcher.sizes > 0 or seen.ledger.groups_told
-    seen.operands += [replace(operand, calls=entered[operand.site.inside]) for operand in functions.operands]
+    lines = _lines(calls, functions.operands)
+    for operand in functions.operands:
+        entries = entered[operand.site.inside]
+        seen.operands.append(replace(operand, calls=entries, line=lines.get(operand.site)))
+
+
+def _lines(calls: Mapping[Site, Called], operands: Sequence[Operand]) -> dict[Site, str]:
+    """Site -> line of code, where every call by that line has operands: a loop may take more turns elsewhere."""
+    if not operands:
+        return {}
+    parts = [operand.site.inside.split("|") for operand in operands]
+    opened = {"|".join(names[:count]) for names in parts for count in range(2, len(names) + 1)}
+    hiding = {operand.site for operand in operands}
+    by_line: dict[tuple[str, str, str], list[Site]] = defaultdict(list)
+    for site, called in calls.items():
+        by_line[site.inside, site.function, line_at(called.caller)].append(site)
+    found: dict[Site, str] = {}
+    for (_, _, line), sites in by_line.items():
+        if all(site in hiding or site.frame in opened for site in sites):
+            found |= dict.fromkeys(sites, line)
+    alone = {site.frame for site in calls if site.frame in opened and site not in found}
+    return {site: line for site, line in found.items() if site.inside not in alone}
 
 
 _ONE = tree_flatten(None)[1]
