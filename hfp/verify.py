@@ -122,7 +122,8 @@ class Proof:
             f"outputs of {type(self.model).__name__} are the same with gates and compact, but {words}. So does code of "
             "which a trace shows the forward alone: a torch.autograd.Function that works across channels or calls "
             "layers in its backward pass, a branch on whether gradients are asked for, a function (lambda) that a copy "
-            f"shares with the model, a derivative that is infinite where a channel is hidden. To leave that whole: hfp.wrap(..., ignore={list(whole)})",
+            "shares with the model, a derivative that is infinite where a channel is hidden. To leave that whole: "
+            f"hfp.wrap(..., ignore={list(whole)})",
             tuple(groups),
         )
 
