@@ -14,7 +14,7 @@ import gc
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -107,3 +107,29 @@ def uncollected() -> Iterator[None]:
     finally:
         if before:
             gc.enable()
+
+
+def shared_functions(model: nn.Module) -> list[str]:
+    """The attributes of modules that are functions which hold a part of the model: a copy goes on with the original's.
+
+    >>> net = nn.Linear(2, 2)
+    >>> net.double = lambda x: 2 * net(x)
+    >>> shared_functions(net)
+    ['double']
+    """
+    parts = set(model.modules())
+    found = []
+    for prefix, module in model.named_modules():
+        for key, value in vars(module).items():
+            functions = [leaf for leaf in tree_leaves(value) if isinstance(leaf, FunctionType)]
+            cells = [cell for function in functions for cell in function.__closure__ or ()]
+            if any(isinstance(held, nn.Module) and held in parts for held in map(_content, cells)):
+                found.append(f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was put there
+        return None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hfp import gates, gradients, surgery
 from hfp.ambient import plainly
 from hfp.channels import ChannelTable
+from hfp.copies import shared_functions
 from hfp.explain import phrase
 from hfp.inputs import Arguments, arguments, placed, rebuild, tells_values
 from hfp.rules.own import OWN
@@ -96,6 +97,7 @@ class Proof:
         first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
         self.dtype, self.device = first.dtype, first.device
         self.model, self.table, self.arguments = model, table, placed(arguments, self.device)
+        self.original = model  # of which `model` may be a copy in another precision
         self.readers = gates.Readers(model, table) if readers is None else readers
         self.ignored, self.chance, self.as_given = ignored, chance, tells_values(table.inputs)
         self.tolerance = surgery.TOLERANCE.get(self.dtype, 1e-4) if tolerance is None else tolerance
@@ -121,9 +123,8 @@ class Proof:
         return Disagreement(
             f"outputs of {type(self.model).__name__} are the same with gates and compact, but {words}. So does code of "
             "which a trace shows the forward alone: a torch.autograd.Function that works across channels or calls "
-            "layers in its backward pass, a branch on whether gradients are asked for, a function (lambda) that a copy "
-            "shares with the model, a derivative that is infinite where a channel is hidden. To leave that whole: "
-            f"hfp.wrap(..., ignore={list(whole)})",
+            "layers in its backward pass, a branch on whether gradients are asked for, a derivative that is infinite "
+            f"where a channel is hidden. {self._shared()} To leave that whole: hfp.wrap(..., ignore={list(whole)})",
             tuple(groups),
         )
 
@@ -212,6 +213,7 @@ class Proof:
                 model = twin
                 arguments, tolerance = placed(arguments, device, {self.dtype: torch.float64}), DOUBLE
             judge = Proof(model, self.table, arguments, ignored=self.ignored, tolerance=tolerance, chance=chance)
+            judge.original = self.model
             if judge.compared(whole)[0] <= tolerance:
                 return judge
         return self
@@ -243,6 +245,8 @@ class Proof:
     def _disagreement(self, keep: Tensor, words: str) -> Disagreement:
         """The error to raise: which groups are to blame, and the call that leaves them whole."""
         name = type(self.model).__name__
+        if shared := self._shared():
+            return Disagreement(f"the compact network of {name} {words}. {shared}", ())
         if self._fails(keep, []):
             _, words = self.compared(torch.ones_like(keep))
             return Disagreement(
@@ -263,6 +267,16 @@ class Proof:
             f"hfp.wrap(..., ignore={list(whole)}). This is {yours}a bug of hfp, or code in the model "
             "that no trace shows (arithmetic on a width, a branch on it); please report it with the model's code",
             tuple(sorted({number for together in culprits for number in together})),
+        )
+
+    def _shared(self) -> str:
+        """What is the matter with functions that hold the model, if there are any."""
+        found = shared_functions(self.original)
+        if not found:
+            return ""
+        return (
+            f"{', '.join(found[:SHOWN])}: functions (lambdas, hooks) that hold a part of the model, which a copy of it "
+            "shares and calls with the tensors of the original. Make them methods, or register them after compact()."
         )
 
     def _maker(self, number: int) -> str:

@@ -239,7 +239,7 @@ def dense(tmp_path: Path) -> Path:
 def test_json_tells_what_was_done(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "small.safetensors"
     found = compacted(capsys, dense, "--model", "resnet20", "--target-macs", "0.4", "--output", output)
-    assert found["said"] == "dense weights of resnet20; cut by pag" and found["gated_difference"] < 1e-5
+    assert found["said"] == "dense weights of resnet20; cut by magnitude" and found["gated_difference"] < 1e-5
     assert found["written"] == {"safetensors": {"path": str(output), "difference": 0.0}}
     assert found["files"] == {"safetensors": output.stat().st_size}
     assert found["file_bytes"][1] < 0.7 * found["file_bytes"][0]
@@ -295,7 +295,7 @@ def test_a_compact_file_is_cut_further_and_changes_its_format(
     found = compacted(
         capsys, tmp_path / "same", "--target-macs", "0.3", "--round-to", "4", "--output", tmp_path / "less"
     )
-    assert found["said"] == "a compact network; cut further by pag" and found["gated_difference"] < 1e-5
+    assert found["said"] == "a compact network; cut further by magnitude" and found["gated_difference"] < 1e-5
     less: Any = hfp.load(tmp_path / "less", models.build("lenet5"))
     assert less.hfp_record.macs <= 0.3 * less.hfp_record.dense_macs and less.conv2.out_channels % 4 == 0
     header = checkpoint.header(tmp_path / "less")

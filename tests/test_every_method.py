@@ -227,3 +227,12 @@ def test_buffers_of_a_method_are_in_the_state() -> None:
     assert "seen" in net.state_dict()
     net.load_state_dict(net.state_dict() | {"seen": -torch.arange(38.0)})
     assert bool(net.compact().hfp_record.keep[net.table.groups[0].channels[0]])  # type: ignore[union-attr,index]
+
+
+@every_method
+def test_inputs_without_a_batch(method: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+    net = hfp.wrap(model, torch.zeros(6), target_macs=0.5, steps=3, method=method).train()
+    for _ in range(4):
+        (net(torch.randn(6)).sum() + net.complexity_loss()).backward()
+    assert net.compact()[0].out_features == 8  # type: ignore[index]

@@ -85,8 +85,15 @@ def test_a_function_that_a_copy_shares_is_found() -> None:
             self.scale = nn.Parameter(torch.tensor(2.0))
             self.scaled = lambda x: x * self.scale
 
-    with pytest.raises(hfp.Disagreement, match="the gradient of scale is none in the latter"):
+    with pytest.raises(hfp.Disagreement, match="the gradient of scale is none in the latter.* scaled: functions"):
         hfp.wrap(Scaled(), X, target_macs=0.5)
+
+
+def test_a_hook_that_holds_the_model_is_named() -> None:
+    net = layers(lambda net, x: net.c(net.b(net.a(x)) + net.kept))
+    net.b.register_forward_pre_hook(lambda module, args: setattr(net, "kept", args[0]))
+    with pytest.raises(hfp.Disagreement, match=r"b\._forward_pre_hooks: functions \(lambdas, hooks\) that hold a part"):
+        hfp.wrap(net, X, target_macs=0.5)
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -55,7 +55,8 @@ WHERE = {
 }
 ONE_SHOT = tuple(name for name, method in methods.METHODS.items() if method.schedule is at_once)
 """Methods that need no training."""
-USUAL = "pag"
+USUAL = "magnitude"
+"""What is left without training is right on the most images, see docs/tried.md; pag may leave a layer one channel."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def recut(
     target_macs: Target | None = None,
     target_params: Target | None = None,
     round_to: int = 1,
-    method: str = "pag",
+    method: str = "magnitude",
 ) -> tuple[GatedModel, nn.Module]:
     """`small`, a cut of `dense`, cut further: the gated network that says so, and the compact one.
 

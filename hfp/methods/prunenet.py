@@ -104,7 +104,8 @@ def _gather(net: GatedModel, vector: Tensor, weight: Tensor, module: nn.Module, 
     """Add the variance, over that of a typical channel of the layer, to the channels in `vector`."""
     if not inputs:  # it was given by its name
         return
-    x = inputs[0].float().movedim(1 - weight.dim(), 0).flatten(1)  # (C, B H W); weight (out, C, ...)
+    x = inputs[0].float()
+    x = (x if x.dim() >= weight.dim() else x[None]).movedim(1 - weight.dim(), 0).flatten(1)  # (C, B H W); no batch: one
     values = x.var(1, correction=0) * weight.float().square().transpose(0, 1).flatten(1).sum(1)
     values = (values / values.mean().clamp_min(torch.finfo(values.dtype).tiny)).cpu()
     live, table, variance = vector != FIXED, net.table, net.get_buffer("variance")
