@@ -8,7 +8,8 @@ interchangeable in cost, and at least one of them always stays (`hfp.groups`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -128,7 +129,7 @@ def build_table(ledger: Ledger, operands: list[Operand], names: Names, inputs: d
         groups=grouped(row.channels, row.axis, row.places, count, products, of[torch.cat([_EMPTY, *ledger.wide])]),
         pinned=_pinned(row, ledger, numbering),
         readers=tuple((name, dim) for name, dim in readers if row.number[id(ledger.axes[name][dim])] in free),
-        operands=tuple(operand for operand in hidden if prunable(operand.channels)),
+        operands=tuple(_left(hidden)),
         attributes={where: channels for where, channels in attributes.items() if prunable(channels)},
         macs=cost((term.coefficient, term.factors) for term in ledger.macs),
         params=cost((1, ledger.axes[name]) for name in names.parameters),
@@ -140,6 +141,20 @@ def build_table(ledger: Ledger, operands: list[Operand], names: Names, inputs: d
 
 
 _EMPTY = torch.empty(0, dtype=torch.long)
+
+
+def _left(operands: list[Operand]) -> Iterator[Operand]:
+    """Those of channels that can be removed. Where their line of code has others, only its number tells a call."""
+    left = [operand for operand in operands if prunable(operand.channels)]
+    sites = {operand.site for operand in left}
+    others = {_line(operand) for operand in operands if operand.site not in sites}
+    for operand in left:
+        yield replace(operand, line=None) if _line(operand) in others else operand
+
+
+def _line(operand: Operand) -> tuple[bool, str, str, str | None]:
+    """A line of code, and the function that it calls, or takes apart."""
+    return operand.training, re.sub(r"#\d+", "", operand.site.inside), operand.site.function, operand.line
 
 
 @dataclass(frozen=True)

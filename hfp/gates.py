@@ -10,7 +10,7 @@ is not touched: the gated weights stand in for its own during one forward.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -120,8 +120,8 @@ class Readers:
     def operands_at(self, site: Site, training: bool) -> list[int]:
         """The numbers of the operands of the function that is called there."""
         exact = self.at[training].get(site) or self.at[training].get(site._replace(call=0))
-        line = self.operands[exact[0]].line if exact else None
-        return _at_line(site, exact, line, self.by_line[training].get((site.inside, site.function))) or []
+        lines = {self.operands[exact[0]].line} if exact else set()
+        return _at_line(site, exact, lines, self.by_line[training].get((site.inside, site.function))) or []
 
     def _counted(self, training: bool) -> dict[Site, int]:
         """Site without number -> calls there, at least, where nothing but the number tells one from the other."""
@@ -137,21 +137,21 @@ class Readers:
         """What runs inside of the function that is called there, if that is taken apart, and has operands."""
         frames, by_line = self.opened[training]
         exact = site.frame if site.frame in frames else None
-        return _at_line(site, exact, frames.get(site.frame), by_line.get((site.inside, site.function)))
+        return _at_line(site, exact, frames.get(site.frame, set()), by_line.get((site.inside, site.function)))
 
 
 T = TypeVar("T")
 
 
-def _at_line(site: Site, exact: T | None, line: str | None, lines: Mapping[str, T | None] | None) -> T | None:
-    """`exact`, which a trace has found at `line`; unless a loop has taken another number of turns than there.
+def _at_line(site: Site, exact: T | None, own: Set[str | None], lines: Mapping[str, T | None] | None) -> T | None:
+    """`exact`, found in the trace at lines of its `own`; unless a loop takes another number of turns than there.
 
     `lines`: what stands at lines of code by which this function is called; None where that is not always the same.
     """
-    if lines is None or (exact is not None and line is None):
+    if lines is None or (exact is not None and None in own):
         return exact
     here = line_at(caller())
-    if exact is not None and here == line:
+    if exact is not None and here in own:
         return exact
     if here in lines and lines[here] is None:
         raise _another_path(site)
@@ -188,23 +188,23 @@ def _by_line(operands: tuple[Operand, ...], training: bool) -> dict[tuple[str, s
 
 def _opened(
     operands: tuple[Operand, ...], training: bool
-) -> tuple[dict[str, str | None], dict[tuple[str, str], dict[str, str | None]]]:
-    """Of functions that are taken apart: frame -> line; (inside, function) -> line -> a frame that runs there."""
+) -> tuple[dict[str, set[str | None]], dict[tuple[str, str], dict[str, str | None]]]:
+    """Of functions that are taken apart: frame -> lines; (inside, function) -> line -> a frame that runs there."""
     parts: dict[str, list[Any]] = defaultdict(list)
-    frames: dict[str, str | None] = {}
+    frames: dict[str, set[str | None]] = defaultdict(set)
     for operand in operands:
         inside = operand.site.inside
         if operand.training == training and "|" in inside:
             parts[inside].append((operand.site.function, operand.site.number, *_what(operand)))
-            frames[inside] = operand.line
+            frames[inside].add(operand.line)
     found: dict[tuple[str, str], dict[str, str | None]] = defaultdict(dict)
-    for frame, line in frames.items():
-        if line is not None:
-            owner, _, call = frame.rpartition("|")
-            lines = found[owner, call.partition("#")[0]]
-            known = lines.setdefault(line, frame)
-            lines[line] = known if known is not None and parts[known] == parts[frame] else None
-    return frames, dict(found)
+    for frame, every in frames.items():
+        owner, _, call = frame.rpartition("|")
+        lines = found[owner, call.partition("#")[0]]
+        for line in every - {None}:
+            known = lines.setdefault(str(line), frame)
+            lines[str(line)] = known if known is not None and parts[known] == parts[frame] else None
+    return dict(frames), dict(found)
 
 
 def _by_site(operands: tuple[Operand, ...], training: bool) -> dict[Site, list[int]]:

