@@ -49,7 +49,7 @@ def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def _told(name: str, out: Tensor, given: dict[str, Any]) -> Tensor:
-    """`out` with what it was given in place of what was drawn: where that rests on other numbers, it still does."""
+    """`out`, filled with what draws were to lie around, such as a mean that is given, or else with one number."""
     first, mean, std = given.get("self", out), given.get("mean", 0.0), given.get("std", 1.0)
     if name == "randperm":
         return out.copy_(torch.arange(len(out), device=out.device))

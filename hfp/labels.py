@@ -172,7 +172,7 @@ class Ledger:
     def tie(self, a: Tensor, b: Tensor, place: Place) -> bool:
         """Element by element, the ids in `a` and `b` (shapes that broadcast) are one channel.
 
-        Invariant: an id that meets FIXED is pinned. Whether all of them are ids.
+        Invariant: an id that meets FIXED is pinned. True if there are two vectors, of nothing but ids.
         """
         if a is b:
             return False

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map
 
 from hfp.ambient import as_set
 from hfp.attention import MultiheadAttention
-from hfp.cache import rows_at_hand
 from hfp.chance import NoChance
+from hfp.chunks import rows_at_hand
 from hfp.copies import copied, uncollected
 from hfp.eager import eagerly
 from hfp.inputs import Arguments

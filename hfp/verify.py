@@ -47,7 +47,7 @@ def verify(model: nn.Module, table: ChannelTable, example_inputs: Any = None, *,
     >>> verify(model, trace(model, torch.zeros(1, 3, 8, 8))) < 1e-6
     True
 
-    `example_inputs` are needed for models whose code looks at values only; else noise of the traced shapes does.
+    `example_inputs` are needed only for models whose code looks at values; for others noise of the traced shapes does.
     Disagreement, with the channel groups that are to blame, where the outputs are not the same but for rounding;
     ValueError, where that is because the network holds numbers that are not finite.
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import models
-from hfp import cache, trace
+from hfp import chunks, trace
 from hfp.channels import ChannelTable
 from hfp.surgery import compact, difference, sliced
 
@@ -121,7 +121,7 @@ def test_tensors_are_sliced_part_by_part(seed: int, monkeypatch: pytest.MonkeyPa
     """Of any number of dims, any of them cut, in parts of any size."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda most: int(torch.randint(1, most + 1, (1,), generator=generator))  # noqa: E731
-    monkeypatch.setattr(cache, "CACHED", draw(40))
+    monkeypatch.setattr(chunks, "CACHED", draw(40))
     tensor = torch.randn([draw(7) for _ in range(draw(4))], generator=generator, dtype=torch.float64)
     lives = [(torch.rand(n, generator=generator) < 0.6).nonzero().flatten() for n in tensor.shape]
     left: list[Tensor | None] = [None if draw(3) == 1 else indices for indices in lives]
@@ -133,10 +133,10 @@ def test_tensors_are_sliced_part_by_part(seed: int, monkeypatch: pytest.MonkeyPa
 
 
 def test_parts_are_what_the_cache_holds() -> None:
-    assert cache.rows_at_hand(torch.empty(4096, 1024), 0) == cache.CACHED // 1024
-    assert cache.rows_at_hand(torch.empty(3, 10**6), 0) == 1
-    assert cache.rows_at_hand(torch.empty(0, 5), 0) == 1
-    assert cache.rows_at_hand(torch.empty(4096, 1024, device="meta"), 0) == 4096, "of no processor"
+    assert chunks.rows_at_hand(torch.empty(4096, 1024), 0) == chunks.CACHED // 1024
+    assert chunks.rows_at_hand(torch.empty(3, 10**6), 0) == 1
+    assert chunks.rows_at_hand(torch.empty(0, 5), 0) == 1
+    assert chunks.rows_at_hand(torch.empty(4096, 1024, device="meta"), 0) == 4096, "of no processor"
 
 
 def test_keeping_everything_is_a_copy() -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hfp.cache import rows_at_hand
 from hfp.channels import ChannelTable
+from hfp.chunks import rows_at_hand
 from hfp.groups import with_products
 from hfp.labels import FIXED, prunable
 from hfp.methods.method import Method, at_once

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -159,7 +160,8 @@ class Functions(TorchFunctionMode):
         if not found:
             ledger.pin(ask.ids, ask.reason, ask.place._replace(line=source_line()))
         for number, (argument, axis, ids) in enumerate(found):
-            known = any((o.site, o.argument, o.axis) == (site, argument, axis) for o in self.operands[-8:])
+            here = takewhile(lambda o: o.site == site, reversed(self.operands))
+            known = any((o.argument, o.axis) == (argument, axis) for o in here)
             second = ask.how in ("root", "zero") and any(torch.equal(ids, other) for *_, other in found[:number])
             if not known:
                 self.operands.append(Operand(site, self.training, argument, axis, ids, "again" if second else ask.how))

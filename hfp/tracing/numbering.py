@@ -60,8 +60,9 @@ def _state_sizes(names: Names, ledger: Ledger) -> None:
                 if columns:
                     ledger.attributes[path, size] = columns[0]
                 if columns and kind == "weight_hr":
-                    # PyTorch takes equal sizes for a state that is not projected: it has to stay the wider one. It
-                    # does, if a channel of it goes with each that it is projected to, since one of the others stays.
+                    # PyTorch takes a projection to as many channels for none at all, so the state has to stay wider
+                    # than what it is projected to. Its first channels are tied to those, one by one; of the others
+                    # at least one stays.
                     projection = ledger.axes[own[0]][0]
                     ledger.tie(columns[0][: len(projection)], projection, place)
                     ledger.tie(ledger.attributes[path, "proj_size"], projection, place)

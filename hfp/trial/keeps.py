@@ -20,8 +20,8 @@ def keeps(table: ChannelTable) -> Iterator[Tensor]:
     """The keep vectors of all trials: random parts, and the fewest channels.
 
     Groups of the same width keep different numbers of channels, so that a length that follows another group does not
-    look right by chance. Where there are more groups than numbers, several parts tell them apart: the last of them is
-    the fewest channels, if there a few more of those that are not yet told apart will do.
+    look right by chance. Where there are more groups than numbers, it takes several parts to tell them apart. The last
+    of these is spared where the fewest channels, and one or two more of some groups, tell apart what is left.
 
     Where the gated network is scaled by the share of some channels, these stay whole in one part: a factor that the
     code reckons from others changes all the same.
