@@ -69,3 +69,12 @@ def test_what_is_drawn_is_one_number_and_still_rests_on_what_it_rested_on() -> N
         assert torch.equal(torch.randperm(3), torch.arange(3))
         assert torch.equal(F.dropout(mean), mean)
     assert len({float(torch.randn(())) for _ in range(3)}) == 3
+
+
+def test_slopes_that_are_drawn_are_those_of_the_backward_pass_too() -> None:
+    x = torch.tensor([-2.0, 3.0], requires_grad=True)
+    with NoChance():
+        y = F.rrelu(x, 0.1, 0.3, training=True)
+        (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(y, torch.tensor([-0.4, 3.0]))
+    torch.testing.assert_close(grad, torch.tensor([0.2, 1.0]))
