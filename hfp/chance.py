@@ -38,12 +38,13 @@ class NoChance(TorchDispatchMode):
         if name in ("native_dropout", "_fused_dropout"):
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         if name == "rrelu_with_noise":
-            x, noise, lower, upper, *_ = (*args, *(1 / 8, 1 / 3)[len(args) - 2 :])  # its defaults
+            given: tuple[Any, ...] = (*args, *(1 / 8, 1 / 3)[len(args) - 2 :])  # its defaults
+            x, noise, lower, upper, *_ = given
             noise.copy_(torch.where(x < 0, (lower + upper) / 2, 1.0))  # what the backward pass multiplies by
             return func(x, noise, lower, upper, False)
-        if "dropout_p" in (given := _by_name(func, args, kwargs)):  # a fused attention
-            return func(**given | {"dropout_p": 0.0})
-        return _told(name, func(*args, **kwargs), given)
+        if "dropout_p" in (named := _by_name(func, args, kwargs)):  # a fused attention
+            return func(**named | {"dropout_p": 0.0})
+        return _told(name, func(*args, **kwargs), named)
 
 
 def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
