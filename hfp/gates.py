@@ -289,7 +289,8 @@ class _Gated(nn.Module):
         # Where nothing may be asked of a tensor, nothing is ever written either: in a program, under a transform.
         plain = not frozen and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
         plain = plain and torch._C._functorch.peek_interpreter_stack() is None
-        self.standing = {name: _Standing(tensor) for name, tensor in made.items()} if plain else {}
+        dense = {name: tensor for name, tensor in made.items() if tensor.layout == torch.strided}
+        self.standing = {name: _Standing(tensor) for name, tensor in dense.items()} if plain else {}
 
     def write_back(self) -> None:
         """What was written to in the forward is kept: averages, power iterations, queues."""

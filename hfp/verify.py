@@ -192,14 +192,18 @@ class Proof:
 
         small = surgery.compact(self.model, self.table, keep) if small is None else small
         networks = self.model, small
-        buffers = {buffer: buffer.clone() for network in networks for buffer in network.buffers()}
-        with preserved(self.model), preserved(small):
-            for network in networks:
-                set_mode(network, False)
-            yield gated, small
-        for buffer, before in buffers.items():
-            if not torch.equal(buffer, before):
-                buffer.copy_(before)
+        buffers = {
+            b: b.detach().clone() for network in networks for b in network.buffers() if b.layout == torch.strided
+        }
+        try:
+            with preserved(self.model), preserved(small):
+                for network in networks:
+                    set_mode(network, False)
+                yield gated, small
+        finally:
+            for buffer, before in buffers.items():
+                if not torch.equal(buffer, before):
+                    buffer.data.copy_(before)
 
     def _judge(self) -> Proof:
         """The same in float64, without chance, or both, if the model takes it: with nothing cut, all is the same."""

@@ -159,3 +159,29 @@ def test_a_model_that_is_another_by_now_is_refused(name: str) -> None:
     change(net.model)
     with pytest.raises(ValueError, match=words):
         net.compact()
+
+
+class Observing(nn.Sequential):
+    """Counts its calls, follows the largest value, and holds a graph."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 8), nn.Linear(8, 2))
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("largest", torch.tensor(0.1))
+        self.register_buffer("graph", torch.eye(5).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self[0](x)
+        self.calls += 1
+        self.largest.copy_(torch.maximum(self.largest, x.detach().abs().max()))
+        return self[1](torch.sparse.mm(self.graph, x))
+
+
+def test_what_a_forward_observes_is_not_the_noise_of_a_proof() -> None:
+    model = Observing()
+    net = hfp.wrap(model, torch.randn(5, 4), target_params=0.6, verify=True)
+    small = net.compact()
+    for one in (model, small):
+        assert int(one.calls) == 0 and float(one.largest) == pytest.approx(0.1)  # type: ignore[arg-type]
+    net(torch.randn(5, 4))
+    assert int(model.calls) == 1
