@@ -13,8 +13,8 @@ import copy
 import gc
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import CellType, FunctionType, ModuleType
+from contextlib import contextmanager, suppress
+from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -122,14 +122,14 @@ def shared_functions(model: nn.Module) -> list[str]:
     for prefix, module in model.named_modules():
         for key, value in vars(module).items():
             functions = [leaf for leaf in tree_leaves(value) if isinstance(leaf, FunctionType)]
-            cells = [cell for function in functions for cell in function.__closure__ or ()]
-            if any(isinstance(held, nn.Module) and held in parts for held in map(_content, cells)):
+            if any(isinstance(held, nn.Module) and held in parts for f in functions for held in _held(f)):
                 found.append(f"{prefix}.{key}" if prefix else key)
     return found
 
 
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing was put there
-        return None
+def _held(function: FunctionType) -> Iterator[Any]:
+    """What it holds of the functions around it, and the globals that it names."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # nothing was put there
+            yield cell.cell_contents
+    yield from (function.__globals__.get(name) for name in function.__code__.co_names)
