@@ -108,7 +108,7 @@ class Ledger:
     pins: list[Pin] = field(default_factory=list)
     asks: list[Ask] = field(default_factory=list)
     produced: list[Tensor] = field(default_factory=list)
-    """Ids that a mixer made: only these can ever be pruned."""
+    """Ids that a mixer made."""
     readers: dict[str, set[int]] = field(default_factory=dict)
     """Tensor name -> the dims on which it reads channels: where the gates sit."""
     attributes: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -215,9 +215,9 @@ class Ledger:
         made: Made = self._known[key][1]
         return made
 
-    def pin(self, ids: Tensor, reason: str, place: Place) -> None:
-        """These ids stay whole. What is said of the same vector again is not noted: the first reason is what counts."""
-        if id(ids) in self._held:
+    def pin(self, ids: Tensor | None, reason: str, place: Place) -> None:
+        """These ids, if any, stay whole. Of what is said of the same vector again the first reason counts."""
+        if ids is None or id(ids) in self._held:
             return
         self._held[id(ids)] = ids
         ids = ids.reshape(-1)
@@ -226,6 +226,11 @@ class Ledger:
         ids = ids[ids >= 0]
         if ids.numel():
             self.pins.append(Pin(ids, reason, place))
+
+    def makes(self, ids: Tensor | None) -> None:
+        """A mixer, or a weight, makes these ids, if any: only what is made can ever be pruned."""
+        if ids is not None:
+            self.produced.append(ids)
 
     def ask(self, ids: Tensor, how: str, reason: str, place: Place) -> None:
         """Have removed channels hidden from the operator that is running; if that cannot be done, they are pinned."""

@@ -103,10 +103,9 @@ def stays_whole(
     """Everything that the operator touches stays whole."""
     for tensor in call.tensors():
         for ids in call.labels(tensor):
-            if ids is not None:
-                ledger.pin(ids, reason, call.place)
-                if call.name_of(tensor) is not None and tensor.dim() > 1:
-                    ledger.produced.append(ids)  # a weight: so that the report names its layer
+            ledger.pin(ids, reason, call.place)
+            if call.name_of(tensor) is not None and tensor.dim() > 1:
+                ledger.makes(ids)  # a weight: so that the report names its layer
     return ()
 
 

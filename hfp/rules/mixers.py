@@ -58,8 +58,7 @@ def convolution(ledger: Ledger, call: Call) -> Labels:
     if transposed and groups > 1:
         return _transposed_groups(ledger, call)
     for kernel in call.labels(weight)[2:]:
-        if kernel is not None:
-            ledger.pin(kernel, "is the kernel of a convolution", call.place)
+        ledger.pin(kernel, "is the kernel of a convolution", call.place)
     beside = _beside(ledger, call)
     read, made = call.ids(x, 1), call.ids(weight, 1 if transposed else 0)
     alone = bias is None and groups == x.shape[1] == weight.shape[0]
@@ -72,8 +71,7 @@ def convolution(ledger: Ledger, call: Call) -> Labels:
         _group(ledger, call, read, made)
     else:
         read_by(ledger, call, read, weight, call.ids(weight, 0 if transposed else 1))
-    if made is not None:
-        ledger.produced.append(made)
+    ledger.makes(made)
     if bias is not None:
         _add_bias(ledger, call, made, bias)
     grid = x if transposed else call.out  # every weight is used once at each position of it
@@ -102,12 +100,11 @@ def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None)
     x, weight, groups = call.args[0], call.args[1], call.args[8]
     if read is None or made is None:
         for ids in (read, made):
-            if ids is not None:
-                ledger.pin(
-                    ids,
-                    "is in a grouped convolution that reads, or makes, values that belong to no channel",
-                    call.place,
-                )
+            ledger.pin(
+                ids,
+                "is in a grouped convolution that reads, or makes, values that belong to no channel",
+                call.place,
+            )
         return
     outputs, inputs = made.reshape(groups, -1), read.reshape(groups, -1)
     if x.shape[1] // groups < groups:
@@ -130,18 +127,17 @@ def _transposed_groups(ledger: Ledger, call: Call) -> Labels:
     made = None
     for tensor, kept in ((x, 1), (weight, 0)):
         for axis, ids in enumerate(call.labels(tensor)):
-            if ids is not None and axis != kept:
+            if axis != kept:
                 ledger.pin(ids, "is beside the channels of a grouped convolution", call.place)
     if read is None or rows is None or not isinstance(call.module, _ConvNd) or call.module.groups != groups:
         for ids in (read, rows):
-            if ids is not None:
-                ledger.pin(ids, "is in a grouped convolution that reads values that belong to no channel", call.place)
+            ledger.pin(ids, "is in a grouped convolution that reads values that belong to no channel", call.place)
     else:
         ledger.tie(read, rows, call.place)
         members = rows.reshape(groups, -1)
         ledger.tie(members[:, :1], members, call.place)
         ledger.attributes[call.place.module, "groups"] = members[:, 0]
-        ledger.produced.append(rows)
+        ledger.makes(rows)
         made = members[:, 0].repeat_interleave(weight.shape[1])
         if bias is not None:
             _add_bias(ledger, call, made, bias)
@@ -171,19 +167,17 @@ def deform_conv2d(ledger: Ledger, call: Call) -> Labels:
     read, made = call.ids(x, 1), call.ids(weight, 0)
     for tensor in (offset, mask, x):
         for axis, ids in enumerate(call.labels(tensor)):
-            if ids is not None and (tensor is not x or axis != 1):
+            if tensor is not x or axis != 1:
                 ledger.pin(ids, "says where a convolution looks", call.place)
     if groups > 1:
         for ids in (read, made):
-            if ids is not None:
-                ledger.pin(ids, "is in a grouped deformable convolution", call.place)
+            ledger.pin(ids, "is in a grouped deformable convolution", call.place)
     else:
         if read is not None and offset_groups > 1:  # each has as many channels
             slots = read.reshape(offset_groups, -1)
             ledger.tie(slots[:1], slots, call.place)
         read_by(ledger, call, read, weight, call.ids(weight, 1))
-    if made is not None:
-        ledger.produced.append(made)
+    ledger.makes(made)
     _add_bias(ledger, call, made, bias)
     return _labels(call.out.dim(), {1: made})
 
@@ -197,7 +191,7 @@ def _add_bias(ledger: Ledger, call: Call, made: Tensor | None, bias: Tensor, axi
         ledger.meet(made, own, call.place)
     elif made is not None:
         ledger.pin(made, "has a bias without labels", call.place)
-    elif own is not None:
+    else:
         ledger.pin(own, "is added to values that belong to no channel", call.place)
 
 
@@ -238,8 +232,8 @@ def matmul(ledger: Ledger, call: Call) -> Labels:
     batch = {axis: batch_labels(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)}
     rows, columns = call.ids(a, -2), call.ids(b, -1)
     for ids, weight, x in ((rows, a, b), (columns, b, a)):
-        if ids is not None and is_weight(call, weight, x):
-            ledger.produced.append(ids)
+        if is_weight(call, weight, x):
+            ledger.makes(ids)
     fixed = prod(call.out.shape[axis] for axis, ids in batch.items() if ids is None)
     factors = tuple(ids for ids in batch.values() if ids is not None)
     count_macs(ledger, call, fixed, [(a, -2), _read_along(call, a, (b, -2)), (b, -1)], factors)
@@ -254,14 +248,13 @@ def grouped_mm(ledger: Ledger, call: Call) -> Labels:
         return unknown(ledger, call)
     left, right, made = call.ids(a, 1), call.ids(b, 1), call.ids(b, 2)
     for ids in (call.ids(a, 0), call.ids(b, 0)):
-        if ids is not None:
-            ledger.pin(ids, "is looked up by index", call.place)
+        ledger.pin(ids, "is looked up by index", call.place)
     for ids in (left, right, made if b.stride(2) == 1 else None):  # what lies side by side in memory
         if ids is not None:
             _aligned(ledger, call, ids, a.element_size())
     _read(ledger, call, a, left, b, right)
-    if made is not None and is_weight(call, b, a):
-        ledger.produced.append(made)
+    if is_weight(call, b, a):
+        ledger.makes(made)
     if bias is not None:
         _add_bias(ledger, call, made, bias)
     count_macs(ledger, call, a.shape[0], [_read_along(call, a, (b, 1)), (b, 2)])
@@ -295,8 +288,7 @@ def linear(ledger: Ledger, call: Call) -> Labels:
     x, weight, *bias = call.args
     made = call.ids(weight, 0)
     _read(ledger, call, x, call.ids(x, -1), weight, call.ids(weight, 1))
-    if made is not None:
-        ledger.produced.append(made)
+    ledger.makes(made)
     places = (call.labels(x) or (None,) * x.dim())[:-1]
     if call.name_of(x) is not None:
         ledger.produced += [ids for ids in places if ids is not None]
@@ -312,8 +304,8 @@ def matrix_vector(ledger: Ledger, call: Call) -> Labels:
     a, b = call.args[-2:]
     _read(ledger, call, a, call.ids(a, -1), b, call.ids(b, 0))
     rows = call.ids(a, 0) if a.dim() == 2 else None
-    if rows is not None and call.name_of(a) is not None:
-        ledger.produced.append(rows)
+    if call.name_of(a) is not None:
+        ledger.makes(rows)
     if len(call.args) == 3:
         _add_bias(ledger, call, rows, call.args[0])
     return (rows,) if a.dim() == 2 else ()
@@ -340,8 +332,7 @@ def _read(ledger: Ledger, call: Call, a: Tensor, left: Tensor | None, b: Tensor,
         ledger.ask(right, "again", "is read by another activation", call.place)
     else:
         for ids in (left, right):
-            if ids is not None:
-                ledger.pin(ids, "is multiplied by a tensor of its own, fixed size", call.place)
+            ledger.pin(ids, "is multiplied by a tensor of its own, fixed size", call.place)
 
 
 def solve_triangular(ledger: Ledger, call: Call) -> Labels:
@@ -349,8 +340,7 @@ def solve_triangular(ledger: Ledger, call: Call) -> Labels:
     a, b = call.args[:2]
     kept, solved = (-1, -2) if call.argument(3, "left", True) else (-2, -1)
     for ids in (call.ids(a, -1), call.ids(a, -2), call.ids(b, solved)):
-        if ids is not None:
-            ledger.pin(ids, "is solved for along the channels", call.place)
+        ledger.pin(ids, "is solved for along the channels", call.place)
     batch = {axis: batch_labels(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)}
     return _labels(call.out.dim(), {**batch, kept: call.ids(b, kept)})
 
@@ -370,18 +360,15 @@ def batch_labels(ledger: Ledger, call: Call, a: Tensor, b: Tensor, axis: int) ->
         ledger.tie(ids[0], ids[1], call.place)
         return ids[1] if not prunable(ids[0]) else ids[0]
     for own in ids:
-        if own is not None:
-            ledger.pin(own, "is combined with a tensor of its own, fixed size", call.place)
+        ledger.pin(own, "is combined with a tensor of its own, fixed size", call.place)
     return None
 
 
 def embedding(ledger: Ledger, call: Call) -> Labels:
     """`(weight, indices)`, also bags of them: every row may be looked up, and stays; the columns make channels."""
     rows, columns = (call.ids(call.args[0], axis) for axis in (0, 1))
-    if rows is not None:
-        ledger.pin(rows, "is looked up by index", call.place)
-    if columns is not None:
-        ledger.produced.append(columns)
+    ledger.pin(rows, "is looked up by index", call.place)
+    ledger.makes(columns)
     out = call.out[0] if isinstance(call.out, tuple) else call.out
     return _labels(out.dim(), {-1: columns})
 

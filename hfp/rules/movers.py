@@ -174,10 +174,8 @@ def expand(ledger: Ledger, call: Call) -> Labels:
 
 def as_pairs(ledger: Ledger, call: Call) -> Labels:
     """`view_as_complex`: the last axis, two numbers, becomes one."""
-    labels = call.labels(call.args[0])
-    if labels and labels[-1] is not None:
-        ledger.pin(labels[-1], "is reinterpreted as another type", call.place)
-    return labels[:-1]
+    ledger.pin(call.ids(call.args[0], -1), "is reinterpreted as another type", call.place)
+    return call.labels(call.args[0])[:-1]
 
 
 def as_real(ledger: Ledger, call: Call) -> Labels:
@@ -189,8 +187,7 @@ def pack(ledger: Ledger, call: Call) -> Labels:
     """`_pack_padded_sequence(input, lengths, batch_first)`: the axes of batch and time become one."""
     labels = call.labels(call.args[0])
     for ids in labels[:2]:
-        if ids is not None:
-            ledger.pin(ids, "is packed, as the time of a sequence", call.place)
+        ledger.pin(ids, "is packed, as the time of a sequence", call.place)
     return (None, *labels[2:]) if labels else ()
 
 

@@ -26,7 +26,7 @@ def batch_norm(ledger: Ledger, call: Call) -> Labels:
         elif ids is not None and vector.numel() > 1:
             ledger.pin(ids, "is normalised by a tensor of its own, fixed size", call.place)
     for axis, others in enumerate(labels):
-        if axis != 1 and others is not None:
+        if axis != 1:
             ledger.pin(others, "is reduced or normalised along the channels", call.place)
     if ids is not None and isinstance(call.module, _NormBase) and call.module.weight is None:
         # An instance norm without tensors still says how many channels it takes.

@@ -104,8 +104,7 @@ class OwnCall(Call):
     def make(self, weight: Axis) -> Tensor | None:
         """The channels that a weight makes, one for each index of this axis: give them to the output."""
         ids = self._spoken(weight)
-        if ids is not None:
-            self.ledger.produced.append(ids)
+        self.ledger.makes(ids)
         return ids
 
     def macs(self, *axes: Axis, times: int = 1) -> None:
@@ -131,8 +130,7 @@ class OwnCall(Call):
     def pin(self, axis: Axis, reason: str) -> None:
         """The channels along an axis stay whole, for this reason: "is sorted along the channels"."""
         ids = self._spoken(axis)
-        if ids is not None:
-            self.ledger.pin(ids, reason, self.place)
+        self.ledger.pin(ids, reason, self.place)
 
     @property
     def _rule(self) -> str:

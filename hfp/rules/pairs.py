@@ -23,8 +23,7 @@ def trilinear(ledger: Ledger, call: Call) -> Labels:
         if axis in summed:
             read_by(ledger, call, left if right is None else right, tensors[1], weight)
             continue
-        if weight is not None:
-            ledger.produced.append(weight)
+        ledger.makes(weight)
         there = [own for own in (left, weight, right) if own is not None]
         for own in there[1:]:
             ledger.tie(there[0], own, call.place)
@@ -58,8 +57,8 @@ def distances(ledger: Ledger, call: Call) -> Labels:
     batch = [batch_labels(ledger, call, a, b, axis) for axis in range(-call.out.dim(), -2)]
     rows = call.ids(a, -2), call.ids(b, -2)
     for ids, own, other in ((rows[0], a, b), (rows[1], b, a)):
-        if ids is not None and is_weight(call, own, other):
-            ledger.produced.append(ids)
+        if is_weight(call, own, other):
+            ledger.makes(ids)
     return (*batch, *rows)
 
 

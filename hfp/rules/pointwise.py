@@ -83,8 +83,7 @@ def write_along_one(ledger: Ledger, call: Call) -> Labels:
 
 def _stays(ledger: Ledger, call: Call, *labels: Tensor | None) -> None:
     for ids in labels:
-        if ids is not None:
-            ledger.pin(ids, "is looked up by index", call.place)
+        ledger.pin(ids, "is looked up by index", call.place)
 
 
 def factory(ledger: Ledger, call: Call) -> Labels:

@@ -98,8 +98,7 @@ def regions(ledger: Ledger, call: Call) -> Labels:
     """`roi_align(input, boxes, ...)`: (N, C, H, W) and (K, 5) to (K, C, h, w)."""
     labels, boxes = call.labels(call.args[0]), call.labels(call.args[1])
     for ids in (*labels[:1], *labels[2:], *boxes):
-        if ids is not None:
-            ledger.pin(ids, "is read at boxes", call.place)
+        ledger.pin(ids, "is read at boxes", call.place)
     return (None, labels[1], None, None) if labels else ()
 
 

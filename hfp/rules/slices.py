@@ -37,8 +37,7 @@ def _slots(ledger: Ledger, call: Call, ids: Tensor, parts: int) -> Sequence[Tens
 def unbind(ledger: Ledger, call: Call) -> list[Labels]:
     """Every index of an axis by itself: there must be as many as before."""
     labels, axis = call.labels(call.args[0]), call.argument(1, "dim", 0) % call.args[0].dim()
-    if labels and labels[axis] is not None:
-        ledger.pin(labels[axis], "is cut at fixed positions", call.place)
+    ledger.pin(call.ids(call.args[0], axis), "is cut at fixed positions", call.place)
     return [labels[:axis] + labels[axis + 1 :] for _ in call.out]
 
 
@@ -117,8 +116,7 @@ def along_one(ledger: Ledger, call: Call) -> Labels:
     if call.out.dim() != len(labels):  # an empty index may have any rank
         return stays_whole(ledger, call)
     axis = call.argument(1, "dim", 0) % len(labels)
-    if labels[axis] is not None:
-        ledger.pin(labels[axis], "is looked up by index", call.place)
+    ledger.pin(labels[axis], "is looked up by index", call.place)
     kept = [None if a == axis else ids for a, ids in enumerate(labels)]
     for a, ids in enumerate(kept):
         if ids is not None and call.out.shape[a] != len(ids):

@@ -74,7 +74,7 @@ def grid_sample(ledger: Ledger, call: Call) -> Labels:
     """`(input, grid, ...)`: space is sampled; batch and channels are kept."""
     for tensor in call.args[:2]:
         for axis, ids in enumerate(call.labels(tensor)):
-            if ids is not None and (tensor is call.args[1] or axis > 1):
+            if tensor is call.args[1] or axis > 1:
                 ledger.pin(ids, "is sampled at points", call.place)
     labels = call.labels(call.args[0])
     return labels[:2] + (None,) * (call.out.dim() - 2) if labels else ()

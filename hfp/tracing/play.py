@@ -67,8 +67,7 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
     functions.watcher.tell_used(tensors_of(out), "output")
     for tensor in tensors_of(out):
         for ids in functions.watcher.labels(tensor):
-            if ids is not None:
-                functions.watcher.ledger.pin(ids, "is an output of the network", Place("output", "", ""))
+            functions.watcher.ledger.pin(ids, "is an output of the network", Place("output", "", ""))
 
 
 @contextmanager

@@ -118,7 +118,7 @@ class _Shared:
         first = torch.full_like(self.root, ledger.size).scatter_reduce(0, root[inside], ids[inside], "amin")
         ledger.tie(ids[shared], others[shared], place)
         ledger.tie(first[root[inside]], ids[inside], place)
-        ledger.produced.append(ids[inside & self.produced[root]])
+        ledger.makes(ids[inside & self.produced[root]])
         ledger.wide.append(ids[inside & self.wide[root]])
         for number in self.pin[root[inside]].unique().tolist():
             if number < len(ledger.pins):
