@@ -375,6 +375,27 @@ def spread_and_smallest_channel() -> Net:
 
 
 @specimen(least=AB)
+def spread_with_mean_of_channels() -> Net:
+    return attended_in_space(lambda h: list(torch.var_mean(h, 1, keepdim=True, unbiased=False)))
+
+
+@specimen(least=AB)
+def smallest_with_largest_channel() -> Net:
+    return attended_in_space(lambda h: list(h.aminmax(dim=1, keepdim=True)))
+
+
+@specimen(least="a b.weight/1 c")
+def a_loss_within() -> Net:
+    """How far two codes are apart."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h, k = net.a(x).relu(), net.c(x).tanh()
+        return net.b(h) * (F.mse_loss(k, h.detach()) + F.l1_loss(k, h, reduction="sum"))
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4), c=conv(3, 6))
+
+
+@specimen(least=AB)
 def sum_and_logsumexp_of_channels() -> Net:
     return attended_in_space(lambda h: [h.sum(1, keepdim=True), h.logsumexp(1, keepdim=True)])
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn._reduction import legacy_get_string
 
 from hfp.attention import attention_body, multi_head_attention_forward
 
@@ -76,7 +77,7 @@ def batch_norm(
     return _affine(normal, *affine).to(_result(input, F.instance_norm))
 
 
-def var(
+def var_mean(
     input: Tensor,
     dim: Any = None,
     unbiased: bool | None = None,
@@ -85,22 +86,67 @@ def var(
     correction: float | None = None,
     axis: Any = None,
     keepdims: bool = False,
-) -> Tensor:
-    """As `torch.var`, whose second argument may be `unbiased` too; `axis` and `keepdims` are NumPy's names."""
+) -> tuple[Tensor, Tensor]:
+    """As `torch.var_mean`, whose second argument may be `unbiased` too; `axis` and `keepdims` are NumPy's names."""
     dim, keepdim = axis if dim is None else dim, keepdim or keepdims
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     if correction is None:
         correction = 1 if unbiased is None else int(unbiased)
     axes = list(range(input.dim())) if dim is None or dim == () else dim
-    centred = input - input.mean(axes, keepdim=True)
+    mean = input.mean(axes, keepdim=True)
     count = torch.ones_like(input).sum(axes, keepdim=keepdim)  # of what is left
-    return centred.square().sum(axes, keepdim=keepdim) / (count - correction)
+    variance = (input - mean).square().sum(axes, keepdim=keepdim) / (count - correction)
+    return variance, mean.reshape(variance.shape)
+
+
+def var(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """As `torch.var`."""
+    return var_mean(input, *args, **kwargs)[0]
+
+
+def std_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """As `torch.std_mean`."""
+    variance, mean = var_mean(input, *args, **kwargs)
+    return variance.sqrt(), mean
 
 
 def std(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """As `torch.std`."""
     return var(input, *args, **kwargs).sqrt()
+
+
+def aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """As `torch.aminmax`."""
+    axes = () if dim is None else dim
+    return torch.return_types.aminmax((input.amin(axes, keepdim), input.amax(axes, keepdim)))
+
+
+def mse_loss(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """As `torch.nn.functional.mse_loss`: models that learn a code return one, of the channels of the code."""
+    return _reduced((input - target).square(), *args, **kwargs)
+
+
+def l1_loss(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """As `torch.nn.functional.l1_loss`."""
+    return _reduced((input - target).abs(), *args, **kwargs)
+
+
+def _reduced(
+    losses: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    if size_average is not None or reduce is not None:
+        reduction = legacy_get_string(size_average, reduce)
+    losses = losses if weight is None else losses * weight
+    if reduction == "none":
+        return losses
+    if reduction == "mean":
+        return losses.mean() if weight is None else losses.sum() / weight.sum()
+    return losses.sum()
 
 
 def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
@@ -220,7 +266,13 @@ OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.Tensor.var: var,
     torch.std: std,
     torch.Tensor.std: std,
+    torch.var_mean: var_mean,
+    torch.std_mean: std_mean,
+    torch.aminmax: aminmax,
+    torch.Tensor.aminmax: aminmax,
     F.normalize: normalize,
+    F.mse_loss: mse_loss,
+    F.l1_loss: l1_loss,
     torch.pairwise_distance: pairwise_distance,
     torch.channel_shuffle: channel_shuffle,
     torch.native_channel_shuffle: channel_shuffle,

@@ -112,6 +112,35 @@ def test_spreads(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dty
     x = 3 * torch.randn(4, 5, 6, dtype=dtype) + 2
     assert_equal(opened.var(x, *args, **kwargs), x.var(*args, **kwargs))
     assert_equal(opened.std(x, *args, **kwargs), torch.std(x, *args, **kwargs))
+    for name in ("var_mean", "std_mean"):
+        both = getattr(opened, name)(x, *args, **kwargs), getattr(torch, name)(x, *args, **kwargs)
+        for found, right in zip(*both, strict=True):
+            assert_equal(found, right)
+
+
+@pytest.mark.parametrize("options", [{}, {"dim": 1}, {"dim": -1, "keepdim": True}])
+def test_aminmax(options: dict[str, Any]) -> None:
+    x = torch.randn(4, 5)
+    found, right = opened.aminmax(x, **options), x.aminmax(**options)
+    assert torch.equal(found.min, right.min) and torch.equal(found.max, right.max)
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "l1_loss"])
+@pytest.mark.parametrize(
+    "options", [{}, {"reduction": "sum"}, {"reduction": "none"}, {"size_average": False}, {"reduce": False}]
+)
+@pytest.mark.filterwarnings("ignore:.*(size_average|target size)")
+def test_losses(name: str, options: dict[str, Any]) -> None:
+    x, y = torch.randn(4, 5), torch.randn(5)
+    assert_equal(getattr(opened, name)(x, y, **options), getattr(F, name)(x, y, **options))
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "l1_loss"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_weighted_losses(name: str, reduction: str) -> None:
+    x, y, weight = torch.randn(3, 4, 5).unbind()
+    found = getattr(opened, name)(x, y, reduction=reduction, weight=weight)
+    assert_equal(found, getattr(F, name)(x, y, reduction=reduction, weight=weight))
 
 
 @pytest.mark.parametrize("shape", [(2, 12), (2, 12, 3), (2, 12, 3, 4)])
