@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Mapping
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 TOLD = 1024  # elements of the largest tensor whose values a description tells
@@ -39,10 +41,18 @@ def arguments(model: nn.Module, example_inputs: Any = None) -> Arguments:
             f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple of tensors or a dict of "
             f"keyword tensors, for example hfp.wrap(model, torch.zeros(1, 3, 224, 224), target_macs=0.4)"
         )
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if not tensors:
+    leaves = tree_leaves(example_inputs, is_leaf=lambda value: isinstance(value, PackedSequence))
+    if any(isinstance(leaf, PackedSequence) for leaf in leaves):
         raise ValueError(
-            "example_inputs holds no tensor; pass what the model's forward takes, such as torch.zeros(1, 3, 224, 224)"
+            "example_inputs holds a PackedSequence, which has no shape apart from its values; let the model's forward "
+            "pack what it is given, and pass padded tensors and lengths"
+        )
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors:
+        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
+        raise ValueError(
+            f"example_inputs holds no tensor ({kinds}); pass what the model's forward takes, such as "
+            "torch.zeros(1, 3, 224, 224): tensors, or tuples, lists and dicts of them"
         )
     if all(tensor.numel() == 0 for tensor in tensors):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
@@ -131,8 +141,9 @@ def describe(inputs: Arguments, values: bool = False) -> dict[str, Any]:
     """
 
     def one(value: Any) -> Any:
+        entry: dict[str, Any]
         if isinstance(value, Tensor):
-            entry: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+            entry = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
             if value.layout == torch.sparse_coo:
                 entry["sparse"] = True
             told = values and value.numel() <= TOLD and not value.is_meta and not value.is_complex()
@@ -141,8 +152,11 @@ def describe(inputs: Arguments, values: bool = False) -> dict[str, Any]:
             return {"items": {name: one(item) for name, item in value.items()}}
         if value is None or isinstance(value, (bool, int, float, str)):
             return {"value": value}
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, list):
             return [one(item) for item in value]
+        if isinstance(value, tuple):
+            entry = {"tuple": [one(item) for item in value]}
+            return entry | {"fields": list(value._fields)} if hasattr(value, "_fields") else entry
         raise ValueError(
             f"cannot describe an example input of type {type(value).__name__}; "
             "pass tensors, numbers, or lists and dicts of them"
@@ -160,21 +174,40 @@ def tells_values(entry: Any) -> bool:
     return told or (isinstance(entry, dict) and any(map(tells_values, entry.values())))
 
 
+_FORMS: tuple[set[str], ...] = (
+    {"shape", "dtype"}, {"shape", "dtype", "values"}, {"value"}, {"items"}, {"tuple"}, {"tuple", "fields"},
+)  # fmt: skip
+
+
+def _named(fields: Any, items: list[Any]) -> Any:
+    """A named tuple: of a class of its own, since nothing that a file names is imported."""
+    if not isinstance(fields, list) or len(fields) != len(items) or {type(name) for name in fields} - {str}:
+        raise ValueError(f"not a description of an example input: a named tuple of {fields!r}")
+    try:
+        return namedtuple("Inputs", fields)(*items)
+    except ValueError as error:  # no names
+        raise ValueError(f"not a description of an example input: {error}") from error
+
+
 def rebuild(description: Mapping[str, Any]) -> Arguments:
     """The inverse of `describe`; tensors of which no values are told are on the meta device: shapes without data."""
 
     def one(entry: Any) -> Any:
         if isinstance(entry, list):
             return [one(item) for item in entry]
-        forms: tuple[set[str], ...] = ({"shape", "dtype"}, {"shape", "dtype", "values"}, {"value"}, {"items"})
         if (
             not isinstance(entry, dict)
-            or set(entry) - {"sparse"} not in forms
+            or set(entry) - {"sparse"} not in _FORMS
             or not isinstance(entry.get("items", {}), dict)
+            or not isinstance(entry.get("tuple", []), list)
         ):
             raise ValueError(f"not a description of an example input: {entry!r}")
         if "value" in entry:
             return entry["value"]
+        if "fields" in entry:
+            return _named(entry["fields"], [one(item) for item in entry["tuple"]])
+        if "tuple" in entry:
+            return tuple(one(item) for item in entry["tuple"])
         if "items" in entry:
             return {name: one(item) for name, item in entry["items"].items()}
         dtype = getattr(torch, str(entry["dtype"]), None)

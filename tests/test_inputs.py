@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import namedtuple
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
+import hfp
 from hfp.inputs import arguments, describe, placed, rebuild, tells_values
 
 X, Y = torch.zeros(1, 3, 8, 8), torch.zeros(2, 5, dtype=torch.long)
@@ -74,6 +77,13 @@ def test_inputs_without_a_tensor(wrong: Any) -> None:
         arguments(nn.Identity(), wrong)
 
 
+def test_packed_inputs_are_refused() -> None:
+    packed = pack_padded_sequence(torch.randn(2, 4, 5), torch.tensor([4, 3]), batch_first=True)
+    for given in (packed, (packed,), {"x": [packed]}):
+        with pytest.raises(ValueError, match="holds a PackedSequence"):
+            hfp.wrap(nn.LSTM(5, 6), given, target_macs=0.5)
+
+
 def test_inputs_without_a_value() -> None:
     with pytest.raises(ValueError, match=r"example_inputs is empty, of shape \(0, 3, 8, 8\); pass a batch of one"):
         arguments(nn.Identity(), torch.zeros(0, 3, 8, 8))
@@ -87,6 +97,15 @@ DESCRIBED = [
     ((X.to(torch.bfloat16), 3, None), {"flag": True, "name": "a", "scale": 0.5}),
     ((torch.zeros(()), torch.zeros(0, 3, dtype=torch.bool)), {}),
 ]
+
+
+def test_nested_tuples_come_back_as_such() -> None:
+    state = namedtuple("State", "hidden cell steps")
+    given = (([X, (Y, 2)], state(X, (Y,), 3)), {"more": {"pair": (X, None)}})
+    (one, two), more = again = rebuild(json.loads(json.dumps(describe(given))))
+    assert isinstance(one, list) and isinstance(one[1], tuple) and one[1][1] == 2
+    assert two.hidden.shape == X.shape and two.cell[0].shape == Y.shape and two.steps == 3 and len(two) == 3
+    assert isinstance(more["more"]["pair"], tuple) and describe(again) == describe(given)
 
 
 @pytest.mark.parametrize("given", DESCRIBED)
@@ -125,6 +144,15 @@ def test_a_description_is_json_and_gives_the_same_shapes_back(given: Any) -> Non
         {"args": [{"value": 1, "values": [1.0]}], "kwargs": {}},
         {"args": [{"items": 3}], "kwargs": {}},
         {"args": [{"items": {"boxes": 3}}], "kwargs": {}},
+        {"args": [{"tuple": 3}], "kwargs": {}},
+        {"args": [{"tuple": [3]}], "kwargs": {}},
+        {"args": [{"fields": ["a"]}], "kwargs": {}},
+        {"args": [{"tuple": [], "fields": ["a"]}], "kwargs": {}},
+        {"args": [{"tuple": [{"value": 1}], "fields": "a"}], "kwargs": {}},
+        {"args": [{"tuple": [{"value": 1}], "fields": [["a"]]}], "kwargs": {}},
+        {"args": [{"tuple": [{"value": 1}], "fields": ["_a"]}], "kwargs": {}},
+        {"args": [{"tuple": [{"value": 1}], "fields": ["a, b"]}], "kwargs": {}},
+        {"args": [{"tuple": [{"value": 1}], "fields": ["class"]}], "kwargs": {}},
     ],
 )
 def test_a_file_that_describes_something_else(wrong: Any) -> None:
