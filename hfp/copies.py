@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import queue
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
@@ -22,6 +26,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 _ATOMS = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type}
+_SHARED = (
+    ModuleType, ContextVar, io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, queue.SimpleQueue, threading.local,
+    type(threading.Lock()), type(threading.RLock()),
+)  # fmt: skip
+"""What `copy.deepcopy` refuses, and a copy of a model may have in common with it."""
 _STATE = nn.Module.__getstate__
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -68,7 +77,9 @@ def _without_history(value: Any, memo: dict[int, Any]) -> None:
         if isinstance(leaf, Tensor):
             if not leaf.is_leaf and id(leaf) not in memo:
                 memo[id(leaf)] = leaf.detach().clone()
-        elif not isinstance(leaf, (type, nn.Module, ModuleType)) and id(leaf) not in seen:
+        elif isinstance(leaf, _SHARED):
+            memo[id(leaf)] = leaf
+        elif not isinstance(leaf, (type, nn.Module)) and id(leaf) not in seen:
             seen.add(id(leaf))
             left += tree_leaves([*getattr(leaf, "__dict__", {}).values()])
 
@@ -94,7 +105,13 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         memo[id(value)] = set()
         return memo[id(value)]
     _without_history(value, memo)
-    return copy.deepcopy(value, memo)
+    try:
+        return copy.deepcopy(value, memo)
+    except TypeError as error:
+        raise ValueError(
+            f"the model holds a {kind.__name__} that cannot be copied: {error}. Make it in the forward, or give the "
+            "module that holds it a __deepcopy__"
+        ) from error
 
 
 @contextmanager

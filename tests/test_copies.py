@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
+import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,6 +113,23 @@ def test_modules_that_copy_themselves_do() -> None:
     assert twin[1].width == 4 and twin[1].inner is not model[1].inner
     assert torch.equal(twin[1].inner.weight, model[1].inner.weight)
     assert twin[2].mark == "made by itself"
+
+
+def test_what_python_does_not_copy_is_shared() -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    model.lock, model.held = threading.Lock(), SimpleNamespace(lock=threading.RLock(), more=[math, {"weight": 3}])
+    model.pool = ThreadPoolExecutor(1)
+    twin = copied(model, {})
+    assert twin.lock is model.lock and twin.held.lock is model.held.lock and twin.held.more[0] is math
+    assert twin.held is not model.held and twin.held.more[1] == {"weight": 3}
+    assert twin.held.more[1] is not model.held.more[1]
+
+
+def test_what_can_be_neither_copied_nor_shared() -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    model.held = [(weight for weight in model.parameters())]
+    with pytest.raises(ValueError, match="the model holds a generator that cannot be copied"):
+        copied(model, {})
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
