@@ -13,6 +13,7 @@ constructed. How a file is written and read is in `hfp.files`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from torch import Tensor, nn
 
 from hfp import files, inputs, program, surgery
 from hfp.ambient import plainly
+from hfp.channels import ChannelTable
 from hfp.copies import copied
+from hfp.places import are_places, keep_at
 from hfp.trace import trace
 
 FOREIGN = (".onnx", ".pt", ".pth")
@@ -84,9 +87,10 @@ def load(path: str | Path, model: nn.Module | None = None, *, trusted: bool = Fa
         small = hfp.load("small.pt2", trusted=True)  # without its class
 
     `model` itself is not changed; its values do not matter, its architecture does: the channel table of `model` is
-    computed again and must be the one that the file was cut by. Device and train/eval mode are those of `model`, its
-    dtype must be that of the file. What was pruned twice is loaded twice: `hfp.load(second, hfp.load(first, model))`.
-    What is in no state dict, such as a tensor that a module keeps as a plain attribute, is in no file: it is `model`'s.
+    computed again, and has to have what was cut. A head may be another, if that in the file is. Device and train/eval
+    mode are those of `model`, its dtype must be that of the file. What was pruned twice is loaded twice:
+    `hfp.load(second, hfp.load(first, model))`. What is in no state dict, such as a tensor that a module keeps as a
+    plain attribute, is in no file: it is `model`'s.
 
     A .safetensors file can come from anywhere: it holds numbers, and is checked. A .pt2 file is a program, which can do
     what any program can; it is run only if you say that it is `trusted`. It computes what the network does in
@@ -160,18 +164,30 @@ def rebuild(model: nn.Module, record: surgery.Record, *, source: str) -> nn.Modu
     except ValueError as error:
         raise ValueError(f"{source} does not fit this {type(model).__name__}: {error}") from error
     if table.fingerprint() != record.fingerprint:
-        raise ValueError(
-            f"{source} was cut from another network than this {type(model).__name__}: its channel table has the "
-            f"fingerprint {record.fingerprint}, that of the model given is {table.fingerprint()}. Construct the dense "
-            "model with the same arguments as when it was wrapped (depth, width, number of classes), and with the same "
-            "rules of your own, if it needs any (hfp.rule)."
-        )
+        try:
+            record = _moved(record, table)
+        except ValueError as error:
+            raise ValueError(
+                f"{source} was cut from another network than this {type(model).__name__}: {error}. Construct the dense "
+                "model with the same arguments as when it was wrapped (depth, width), and with the same rules of your "
+                "own, if it needs any (hfp.rule)."
+            ) from error
     try:
         small = surgery.compact(model, table, record.keep)
     except ValueError as error:
         raise ValueError(f"{source} has a record that does not make sense: {error}") from error
     small.hfp_record = record  # type: ignore[assignment]  # a plain attribute, neither parameter nor module
     return small
+
+
+def _moved(record: surgery.Record, table: ChannelTable) -> surgery.Record:
+    """The same cut, told in the numbers of another table: that of another version of hfp, or another head."""
+    fingerprint = table.fingerprint()
+    if not record.places:
+        raise ValueError(
+            f"its channel table has the fingerprint {record.fingerprint}, that of the model given is {fingerprint}"
+        )
+    return dataclasses.replace(record, keep=keep_at(table, record.places), fingerprint=fingerprint)
 
 
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
@@ -222,6 +238,7 @@ def record_to_json(record: surgery.Record) -> dict[str, Any]:
         "fingerprint": record.fingerprint,
         "inputs": record.inputs,
         "targets": record.targets,
+        "places": record.places,
         **{name: getattr(record, name) for name in ("dense_macs", "dense_params", "macs", "params")},
     }
 
@@ -240,13 +257,16 @@ def record_from_json(data: Any, *, source: str) -> surgery.Record:
     wrong = [name for name, kind in kinds.items() if type(data.get(name)) is not kind]
     if "targets" not in wrong and not _are_names(data["targets"].get("ignore", [])):
         wrong.append("targets")
+    if not are_places(places := data.get("places", {})):
+        wrong.append("places")
     if wrong or not set(data["keep"]) <= {"0", "1"}:
         raise ValueError(
             f"{source} has a record that does not make sense (wrong: {', '.join(wrong) or 'keep'}). "
             "Write it again with hfp.save."
         )
     keep = torch.tensor([letter == "1" for letter in data["keep"]], dtype=torch.bool)
-    return surgery.Record(keep=keep, inputs=data["inputs"], **{name: data[name] for name in kinds if name != "keep"})
+    told = {name: data[name] for name in kinds if name != "keep"}
+    return surgery.Record(keep=keep, inputs=data["inputs"], places=places, **told)
 
 
 def _are_names(value: Any) -> bool:

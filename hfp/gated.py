@@ -17,6 +17,7 @@ from hfp.cost import Cost
 from hfp.kept import Kept
 from hfp.methods.method import Method
 from hfp.names import Names
+from hfp.places import places_of
 from hfp.threshold import smallest, threshold
 from hfp.verify import Proof
 
@@ -256,6 +257,7 @@ class GatedModel(nn.Module):
             macs=counts["macs"],
             params=counts["params"],
             targets=self.targets,
+            places=places_of(self.table, keep),
         )
         carry.carry(self.model, self.table, small, self.gates, optimizer=optimizer, scheduler=scheduler, ema=ema)
         return small

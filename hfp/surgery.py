@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,16 @@ from torch.utils._pytree import tree_map
 from hfp.ambient import as_set
 from hfp.attention import MultiheadAttention
 from hfp.chance import NoChance
+from hfp.channels import ChannelTable
 from hfp.chunks import rows_at_hand
 from hfp.copies import copied, uncollected
 from hfp.eager import eagerly
 from hfp.inputs import Arguments
 from hfp.labels import prunable
 from hfp.names import Names
+from hfp.places import Places
 from hfp.tracing.attributes import set_size
 from hfp.tracing.play import tensors_of
-
-if TYPE_CHECKING:
-    from hfp.channels import ChannelTable
-
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far outputs may differ for the order of summation, relative to the largest output; see `difference`."""
@@ -49,6 +47,8 @@ class Record:
     macs: int
     params: int
     targets: dict[str, Any]
+    places: Places = field(default_factory=dict)
+    """Where that is, for a table with other numbers; nowhere in files that are older."""
 
 
 def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:

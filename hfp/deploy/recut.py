@@ -19,6 +19,7 @@ from hfp.budget import Target, absolute
 from hfp.channels import ChannelTable
 from hfp.gated import GatedModel, counts
 from hfp.labels import FIXED
+from hfp.places import places_of
 from hfp.threshold import threshold
 from hfp.trace import trace
 from hfp.wrap import wrap
@@ -69,6 +70,7 @@ def recut(
     out.hfp_record = dataclasses.replace(  # type: ignore[assignment]
         record,
         keep=composed,
+        places=places_of(table, composed),
         targets=record.targets | told,
         macs=counts(table, counter)["macs"].count(composed),
         params=table.params.count(composed),
