@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 _ATOMS = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type}
 _SHARED = (
     ModuleType, ContextVar, io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, queue.SimpleQueue, threading.local,
-    type(threading.Lock()), type(threading.RLock()),
+    type(threading.Lock()), type(threading.RLock()), torch.jit.ScriptFunction,
 )  # fmt: skip
 """What `copy.deepcopy` refuses, and a copy of a model may have in common with it."""
 _STATE = nn.Module.__getstate__

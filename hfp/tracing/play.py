@@ -65,9 +65,13 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
                 subject.written.update(written)
                 raise WritesToHolder
     functions.watcher.tell_used(tensors_of(out), "output")
+    ledger = functions.watcher.ledger
     for tensor in tensors_of(out):
         for ids in functions.watcher.labels(tensor):
-            functions.watcher.ledger.pin(ids, "is an output of the network", Place("output", "", ""))
+            ledger.pin(ids, "is an output of the network", Place("output", "", ""))
+    while ledger.asks:  # of operators that no function has called which could be given something else: TorchScript
+        ask = ledger.asks.pop()
+        ledger.pin(ask.ids, ask.reason, ask.place)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from specimen import Net, conv
 from torch import Tensor, nn
 from zoo import ZOO
 
+import hfp
 from hfp import trace
 
 X = torch.zeros(1, 3, 8, 8)
@@ -180,3 +181,25 @@ def test_layers_that_did_not_run_are_told_of() -> None:
     assert note.startswith("film did not run on the example inputs: ")
     table = trace(net, {"x": X, "condition": torch.zeros(1, 5)})
     assert not table.notes and ("film.weight", 0) in table.groups[0].members
+
+
+def _swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(1, keepdim=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_functions_in_torchscript() -> None:
+    """What works across channels in there cannot be given something else, so these stay whole."""
+
+    def net(function: Any) -> Net:
+        return Net(lambda n, x: n.b(function(n.a(x))), a=conv(3, 6), b=conv(6, 4), helper=function)
+
+    swish, centred = torch.jit.script(_swish), torch.jit.script(_centred)
+    assert trace(net(swish), X).channels == 6
+    hfp.wrap(net(swish), X, target_macs=0.5, verify=True).compact()
+    (pinned,) = [pin for pin in trace(net(centred), X).pinned if pin.tensor == "a.weight"]
+    assert pinned.reason == "is reduced or normalised along the channels" and pinned.place.operator == "mean"
