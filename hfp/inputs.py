@@ -174,68 +174,58 @@ def tells_values(entry: Any) -> bool:
     return told or (isinstance(entry, dict) and any(map(tells_values, entry.values())))
 
 
-_FORMS: tuple[set[str], ...] = (
-    {"shape", "dtype"}, {"shape", "dtype", "values"}, {"value"}, {"items"}, {"tuple"}, {"tuple", "fields"},
-)  # fmt: skip
+def rebuild(description: Mapping[str, Any]) -> Arguments:
+    """The inverse of `describe`; tensors of which no values are told are on the meta device: shapes without data.
+
+    Raises:
+        ValueError: it is no description.
+    """
+    if not isinstance(description, Mapping) or set(description) != {"args", "kwargs"}:
+        raise ValueError("not a description of example inputs: expected 'args' and 'kwargs'")
+    args, kwargs = description["args"], description["kwargs"]
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise ValueError("not a description of example inputs: expected a list of 'args' and named 'kwargs'")
+    return tuple(map(_rebuilt, args)), {name: _rebuilt(entry) for name, entry in kwargs.items()}
 
 
-def _named(fields: Any, items: list[Any]) -> Any:
+def _rebuilt(entry: Any) -> Any:
+    match entry:
+        case list():
+            return [_rebuilt(item) for item in entry]
+        case {"value": value, **others} if not others:
+            return value
+        case {"items": dict(items), **others} if not others:
+            return {name: _rebuilt(item) for name, item in items.items()}
+        case {"tuple": list(items), **others} if not others:
+            return tuple(map(_rebuilt, items))
+        case {"tuple": list(items), "fields": list(fields), **others} if not others:
+            return _named(fields, [_rebuilt(item) for item in items])
+        case {"shape": list(shape), "dtype": str(dtype), **others} if others.keys() <= {"values", "sparse"}:
+            return _tensor(shape, getattr(torch, dtype, None), others.get("sparse") is True, others.get("values"))
+    raise ValueError(f"not a description of an example input: {entry!r:.200}")
+
+
+def _named(fields: list[Any], items: list[Any]) -> Any:
     """A named tuple: of a class of its own, since nothing that a file names is imported."""
-    if not isinstance(fields, list) or len(fields) != len(items) or {type(name) for name in fields} - {str}:
-        raise ValueError(f"not a description of an example input: a named tuple of {fields!r}")
+    if len(fields) != len(items) or {type(name) for name in fields} - {str}:
+        raise ValueError(f"not a description of an example input: a named tuple of {fields!r:.200}")
     try:
         return namedtuple("Inputs", fields)(*items)
     except ValueError as error:  # no names
         raise ValueError(f"not a description of an example input: {error}") from error
 
 
-def rebuild(description: Mapping[str, Any]) -> Arguments:
-    """The inverse of `describe`; tensors of which no values are told are on the meta device: shapes without data."""
-
-    def one(entry: Any) -> Any:
-        if isinstance(entry, list):
-            return [one(item) for item in entry]
-        if (
-            not isinstance(entry, dict)
-            or set(entry) - {"sparse"} not in _FORMS
-            or not isinstance(entry.get("items", {}), dict)
-            or not isinstance(entry.get("tuple", []), list)
-        ):
-            raise ValueError(f"not a description of an example input: {entry!r}")
-        if "value" in entry:
-            return entry["value"]
-        if "fields" in entry:
-            return _named(entry["fields"], [one(item) for item in entry["tuple"]])
-        if "tuple" in entry:
-            return tuple(one(item) for item in entry["tuple"])
-        if "items" in entry:
-            return {name: one(item) for name, item in entry["items"].items()}
-        dtype = getattr(torch, str(entry["dtype"]), None)
-        shape = entry["shape"]
-        if (
-            not isinstance(dtype, torch.dtype)
-            or not isinstance(shape, list)
-            or not all(type(n) is int and n >= 0 for n in shape)
-        ):
-            raise ValueError(f"not a description of an example input: {entry!r}")
-        if prod(shape) > LARGEST:
-            raise ValueError(f"not a description of an example input: {shape} has more than {LARGEST:,} elements")
-        sparse = entry.get("sparse") is True
-        if "values" not in entry:
-            layout = torch.sparse_coo if sparse else torch.strided
-            return torch.empty(shape, dtype=dtype, layout=layout, device="meta")
-        values = entry["values"]
-        if not isinstance(values, list) or len(values) != prod(shape) or {type(x) for x in values} - {bool, int, float}:
-            raise ValueError(f"not a description of an example input: {entry!r}")
-        try:
-            tensor = torch.tensor(values, dtype=dtype).reshape(shape)
-            return tensor.to_sparse() if sparse else tensor
-        except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a number that the dtype has not
-            raise ValueError(f"not a description of an example input: {error}") from error
-
-    if not isinstance(description, Mapping) or set(description) != {"args", "kwargs"}:
-        raise ValueError("not a description of example inputs: expected 'args' and 'kwargs'")
-    args, kwargs = description["args"], description["kwargs"]
-    if not isinstance(args, list) or not isinstance(kwargs, dict):
-        raise ValueError("not a description of example inputs: expected a list of 'args' and named 'kwargs'")
-    return tuple(one(entry) for entry in args), {name: one(entry) for name, entry in kwargs.items()}
+def _tensor(shape: list[Any], dtype: Any, sparse: bool, values: Any) -> Tensor:
+    if not isinstance(dtype, torch.dtype) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"not a description of an example input: {shape!r:.200} of {dtype}")
+    if prod(shape) > LARGEST:
+        raise ValueError(f"not a description of an example input: {shape} has more than {LARGEST:,} elements")
+    if values is None:
+        return torch.empty(shape, dtype=dtype, layout=torch.sparse_coo if sparse else torch.strided, device="meta")
+    if not isinstance(values, list) or len(values) != prod(shape) or {type(x) for x in values} - {bool, int, float}:
+        raise ValueError(f"not a description of an example input: {shape} of {values!r:.200}")
+    try:
+        tensor = torch.tensor(values, dtype=dtype).reshape(shape)
+        return tensor.to_sparse() if sparse else tensor
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a number that the dtype has not
+        raise ValueError(f"not a description of an example input: {error}") from error
