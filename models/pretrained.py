@@ -61,6 +61,14 @@ def construct(name: str, weights: str | None, image_size: int | None, num_classe
             f"the weights {weights} of {name} could not be downloaded ({error}); "
             f"pass weights=FILE with a file that you have, or weights=None"
         ) from error
+    except (AssertionError, ValueError) as error:  # patches, or windows, that do not fit
+        if "image_size" not in options and "input_size" not in options:
+            raise
+        said = " ".join(str(error).split())
+        usual = default_image_size(name, None)
+        raise ValueError(
+            f"there is no {name} for images of {image_size}x{image_size} pixels ({said}); its usual size is {usual}"
+        ) from error
 
 
 def default_image_size(name: str, weights: str | None) -> int:

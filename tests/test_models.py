@@ -281,3 +281,11 @@ def test_wrong_calls_are_told_what_would_do(call: dict, message: str) -> None:
 def test_cifar_resnet_depth() -> None:
     with pytest.raises(ValueError, match=r"6n \+ 2 .*, got 21"):
         models.CifarResNet(21)
+
+
+@pytest.mark.parametrize("name, usual", [("vit_b_32", 224), ("maxvit_t", 224)])
+def test_a_size_that_patches_do_not_fit(name: str, usual: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"there is no {name} for images of 41x41 pixels .*; its usual size is {usual}"
+    ):
+        models.build(name, image_size=41)
