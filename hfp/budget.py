@@ -35,7 +35,7 @@ def absolute(target: Target, name: str, dense: int, least: int) -> int:
         )
     if target <= 0:
         raise ValueError(f"{name}={target!r}: a count is a whole number from {least:,} on (a share: {name}=0.4)")
-    count = math.floor(Fraction(str(target)) * dense) if isinstance(target, float) else target  # 0.29 of 100 is 29
+    count = _share(target, dense) if isinstance(target, float) else target
     if count > dense:
         raise ValueError(f"{name}={target!r} is above the {dense:,} of the dense model; nothing would be pruned")
     if count < least:
@@ -46,6 +46,16 @@ def absolute(target: Target, name: str, dense: int, least: int) -> int:
             "print(hfp.trace(model, example_inputs)) shows what stays whole, and why; ignore and round_to add to it"
         )
     return count
+
+
+def _share(share: float, dense: int) -> int:
+    """The largest count that is no more than this share of `dense`, as floats are compared.
+
+    >>> _share(0.29, 100), _share(7 / 84, 84)
+    (29, 7)
+    """
+    count = math.floor(Fraction(str(share)) * dense)
+    return count + 1 if (count + 1) / dense <= share else count
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,9 @@ def carry(
     keep: Tensor = small.hfp_record.keep  # type: ignore[union-attr, assignment]
     changes: list[Change] = []
     optimizers, schedulers, averages = _several(optimizer), _several(scheduler), _several(ema)
+    for each in optimizers:
+        if not hasattr(each, "param_groups"):
+            raise ValueError(f"optimizer={each!r:.200}: expected a torch.optim.Optimizer, or a list of them")
     lives = surgery.lives_of(table, table.extended(keep)) if optimizers else {}
     owners = [_owner(each, optimizers) for each in schedulers]
     for each in optimizers:

@@ -108,10 +108,23 @@ def load(path: str | Path, model: nn.Module | None = None, *, trusted: bool = Fa
         )
     model = getattr(model, "_orig_mod", model)
     header, tensors = files.read(path, files.COMPACT)
+    _check_precision(model, tensors, str(path))
     record = record_from_json(header.get("record"), source=str(path))
     small = rebuild(model, record, source=str(path))
     fill(small, tensors, source=str(path))
     return small
+
+
+def _check_precision(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Before anything is run: a network of another precision does not take inputs such as are noted in the file."""
+    own = {name: value.dtype for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    pairs = {(tensors[name].dtype, dtype) for name, dtype in own.items() if name in tensors and dtype.is_floating_point}
+    if pairs and all(theirs != ours for theirs, ours in pairs):
+        theirs, ours = map(_dtype, pairs.pop())
+        raise ValueError(
+            f"{source} is of {theirs}, and this {type(model).__name__} of {ours}: load it into "
+            f"model.to(torch.{theirs}), and cast what comes of it"
+        )
 
 
 def _load_program(path: str | Path, model: nn.Module | None, trusted: bool) -> nn.Module:
@@ -285,7 +298,11 @@ def _tensors_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _form(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)} {_dtype(tensor.dtype)}"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

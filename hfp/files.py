@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
@@ -235,6 +236,7 @@ def _deduplicate(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
+    memories = Counter(x.untyped_storage().data_ptr() for x in tensors.values() if x.layout == torch.strided)
     for name, tensor in tensors.items():
         tensor = tensor.detach()
         if tensor.layout != torch.strided:
@@ -247,8 +249,9 @@ def _deduplicate(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
         if first != name:
             aliases[name] = first
         else:
-            # A copy of its own: safetensors refuses tensors that overlap in memory, as views of one buffer do.
-            stored[name] = tensor.to("cpu", copy=True).contiguous()
+            # Those that share memory get copies: safetensors refuses tensors that overlap, as views of one buffer do.
+            shares = memories[tensor.untyped_storage().data_ptr()] > 1
+            stored[name] = tensor.to("cpu", copy=shares).contiguous()
     return stored, aliases
 
 

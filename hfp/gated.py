@@ -16,7 +16,6 @@ from hfp.channels import ChannelTable
 from hfp.cost import Cost
 from hfp.kept import Kept
 from hfp.methods.method import Method
-from hfp.names import Names
 from hfp.places import places_of
 from hfp.threshold import smallest, threshold
 from hfp.verify import Proof
@@ -124,6 +123,8 @@ class GatedModel(nn.Module):
             step = self._taken() + 1
             self.step += 1
             self._counted.put(self.step, step)
+            if step.bit_count() == 1:  # a power of two: soon after a change, and hardly ever
+                self._check_unchanged()
             if step == SURELY_TRAINED:
                 self._warn_of_idle_gates()
             before, share = (self.method.share(taken, self.steps) for taken in (step - 1, step))
@@ -281,15 +282,10 @@ class GatedModel(nn.Module):
 
     def _check_unchanged(self) -> None:
         """ValueError where the model has other tensors than those that were traced."""
-        now = Names.of(self.model).tensors
-        for name, axes in self.table.axes.items():
-            shape = tuple(map(len, axes))
-            if name not in now or (name in self._readers.parameters and tuple(now[name].shape) != shape):
-                found = f"is {tuple(now[name].shape)} now" if name in now else "is gone"
-                raise ValueError(
-                    f"{name}, which was {shape} when the model was wrapped, {found}: change a model before hfp.wrap, "
-                    "or change the compact one"
-                )
+        if found := surgery.misfit(self.model, self.table):
+            raise ValueError(
+                f"{found} when the model was wrapped: change a model before hfp.wrap, or change the compact one"
+            )
         new = [name for name, _ in self.model.named_parameters() if name not in self._readers.aliases]
         if new:
             raise ValueError(

@@ -44,7 +44,7 @@ def apart(
     """
     try:
         right = _gradients(small, small, inputs, chance)
-    except torch.OutOfMemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception:  # it cannot be trained in this mode, and so not be compared: cuDNN's recurrent layers, say
         return 0.0, ""
@@ -55,7 +55,7 @@ def apart(
         return 0.0, ""
     try:
         found = _gradients(gated, model, inputs, chance)
-    except torch.OutOfMemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as failure:
         return math.inf, f"its backward pass fails under gates ({first_line(failure)})"
@@ -89,10 +89,16 @@ def _gradients(
         torch.manual_seed(0)
         with as_set():
             out = function(*args, **kwargs)
-        outs = [torch.view_as_real(x) if x.is_complex() else x for x in tensors_of(out) if x.requires_grad]
+        outs = [_real(x) for x in tensors_of(out) if x.requires_grad]
         if not outs or not learning:
             return {}
         weights = [torch.randn(x.shape, generator=generator).to(x) for x in outs]
         total = torch.stack([(x * weight).sum().double().cpu() for x, weight in zip(outs, weights, strict=True)]).sum()
         grads = torch.autograd.grad(total, [*learning.values()], allow_unused=True)
-    return {name: None if grad is None else grad.double() for name, grad in zip(learning, grads, strict=True)}
+    dense = (None if grad is None else _real(grad.to_dense()) for grad in grads)  # of an embedding it may be sparse
+    return dict(zip(learning, dense, strict=True))
+
+
+def _real(x: Tensor) -> Tensor:
+    """Complex numbers as pairs, along an axis more."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x

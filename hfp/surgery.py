@@ -82,6 +82,16 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
     return small
 
 
+def misfit(model: nn.Module, table: ChannelTable) -> str | None:
+    """The first tensor of a model that is not as the table has it, in words; buffers may have any shape."""
+    names = Names.of(model)
+    for name, axes in table.axes.items():
+        shape, now = tuple(map(len, axes)), names.tensors.get(name)
+        if now is None or (isinstance(now, nn.Parameter) and tuple(now.shape) != shape):
+            return f"{name}, which {'is not there' if now is None else f'is {tuple(now.shape)}'}, was {shape}"
+    return None
+
+
 def sharded(model: nn.Module) -> str | None:
     """The name of a parameter of which every process has a part, if there is one."""
     return next((name for name, tensor in model.named_parameters() if hasattr(tensor, "full_tensor")), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,7 +22,7 @@ from hfp.trial.repair import Repairs
 from hfp.trial.trial import misfits
 from hfp.turns import one_at_a_time
 
-Ignored = Sequence[str | nn.Module] | str | nn.Module
+Ignored = Iterable[str | nn.Module] | str | nn.Module | None
 
 
 @plainly
@@ -108,7 +108,9 @@ def ignored_modules(model: nn.Module, ignore: Ignored) -> list[str]:
     """The names of the modules that `ignore` stands for."""
     names = dict(model.named_modules())
     every: list[str] = []
-    for entry in (ignore,) if isinstance(ignore, (str, nn.Module)) else ignore:
+    if ignore is None:
+        ignore = ()
+    for entry in ignore if isinstance(ignore, Iterable) and not isinstance(ignore, (str, nn.Module)) else (ignore,):
         if isinstance(entry, nn.Module):
             found = [name for name, module in names.items() if module is entry]
         elif isinstance(entry, str):

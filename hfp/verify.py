@@ -55,6 +55,8 @@ def verify(model: nn.Module, table: ChannelTable, example_inputs: Any = None, *,
         raise ValueError(f"expected the table, hfp.trace(model, example_inputs), not a {type(table).__name__}")
     if isinstance(cuts, bool) or not isinstance(cuts, int) or cuts < 1:
         raise ValueError(f"cuts={cuts!r}: expected a whole number of at least 1")
+    if found := surgery.misfit(model, table):
+        raise ValueError(f"this is the table of another network: {found} when it was traced; hfp.trace(model, ...)")
     given = rebuild(table.inputs) if example_inputs is None else arguments(model, example_inputs)
     proof = Proof(model, table, given)
     error = 0.0
@@ -169,7 +171,7 @@ class Proof:
                 if math.isnan(error) and not self.as_given:  # a logarithm, say, of what cannot be negative
                     self.as_given = True
                     error = surgery.difference(gated, small, self.arguments, True, self.chance)
-            except torch.OutOfMemoryError:
+            except (MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as failure:  # whatever a forward may raise where a length in it is wrong
                 return math.inf, f"does not run ({first_line(failure)})"

@@ -66,7 +66,7 @@ def wrap(
     """
     _check_model(model, target_macs, target_params)
     steps, round_to, target_macs, target_params = map(_number, (steps, round_to, target_macs, target_params))
-    _check_options(steps, round_to, counter)
+    _check_options(steps, round_to, counter, verify)
     method = methods.find(method)
     arguments = inputs.arguments(model, example_inputs)
     ignored = ignored_modules(model, ignore)
@@ -136,6 +136,8 @@ def _check_model(model: nn.Module, target_macs: Any, target_params: Any) -> None
         raise ValueError(
             f'{name} is on the meta device and has no values to train; load them first: model.to_empty(device="cpu")'
         )
+    if any(parameter.is_inference() for parameter in parameters):
+        raise ValueError(f"{name} was made in torch.inference_mode(), where nothing can be trained; make it outside")
     if not any(parameter.requires_grad for parameter in parameters):
         raise ValueError(
             f"all parameters of {name} are frozen, so it cannot recover; call model.requires_grad_(True) first"
@@ -149,9 +151,11 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, Integral) else float(value)
 
 
-def _check_options(steps: Any, round_to: Any, counter: Any) -> None:
+def _check_options(steps: Any, round_to: Any, counter: Any, verify: Any) -> None:
     for name, value in (("steps", steps), ("round_to", round_to)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
     if counter not in ("macs", "ptflops"):
         raise ValueError(f"counter={counter!r}: expected 'macs' or 'ptflops'")
+    if verify not in (None, True, False):
+        raise ValueError(f"verify={verify!r}: expected True or False")

@@ -100,6 +100,24 @@ def test_no_target() -> None:
 # ---------------------------------------------------------------------------------------------- models
 
 
+@torch.inference_mode()
+def in_inference_mode() -> nn.Module:
+    return network()
+
+
+def test_options_of_the_wrong_kind() -> None:
+    refused("verify='no': expected True or False", lambda: wrap(verify="no"))
+    refused("ignore=3: expected a module or a glob pattern", lambda: wrap(ignore=3))
+    assert wrap(ignore=None).table.fingerprint() == wrap().table.fingerprint()
+    wrap(ignore=iter(["0"]), target_macs=0.8)
+    refused("rounds(0): expected one at least", lambda: hfp.methods.rounds(0))
+    refused("optimizer=3: expected a torch.optim.Optimizer, or a list", lambda: wrap().compact(optimizer=3))
+    refused(
+        "this is the table of another network: 0.weight, which is (5, 3), was ",
+        lambda: hfp.verify(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), wrap().table),
+    )
+
+
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, on the end of its quantization
 def test_a_quantized_model() -> None:
     quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 4)), {nn.Linear})
@@ -125,6 +143,7 @@ def test_a_quantized_model() -> None:
             lambda: network().to("meta"),
             "is on the meta device and has no values to train; load them first: model.to_empty(",
         ),
+        (in_inference_mode, "was made in torch.inference_mode(), where nothing can be trained; make it outside"),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "has layers without a size (lazy modules); call it once first"),
     ],
 )
@@ -217,7 +236,7 @@ def test_a_layer_shared_with_another_wrapped_model() -> None:
             "Sequential does not tell its input size; pass example_inputs, for example hfp.wrap(",
         ),
         (X.numpy(), "example_inputs is a ndarray; expected a tensor, a tuple of tensors or a dict"),
-        ((1, 3, 8, 8), "example_inputs holds no tensor; pass what the model's forward takes"),
+        ((1, 3, 8, 8), "example_inputs holds no tensor (int); pass what the model's forward takes"),
         (torch.zeros(0, 3, 8, 8), "example_inputs is empty, of shape (0, 3, 8, 8)"),
         (torch.zeros(1, 4, 8, 8), "Sequential does not run on the example inputs, which are (1, 4, 8, 8): "),
         (torch.zeros(3, 8, 8), "Sequential does not run on the example inputs, which are (3, 8, 8): "),

@@ -24,6 +24,12 @@ def test_a_share_is_met_as_it_is_written(hundredths: int) -> None:
     assert absolute(hundredths / 100, "target_macs", dense=100, least=1) == hundredths
 
 
+@pytest.mark.parametrize("dense", [84, 2_293_000, 10**12 + 1])
+def test_the_share_of_a_count_asks_for_that_count(dense: int) -> None:
+    for count in range(1, dense, max(1, dense // 997)):
+        assert absolute(count / dense, "target_macs", dense=dense, least=1) == count
+
+
 @pytest.mark.parametrize(
     "target, words",
     [

@@ -294,6 +294,11 @@ def test_a_seal_cannot_be_left_out(saved: Path) -> None:
         checkpoint.load(saved, network())
 
 
+def test_another_precision_is_refused(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"is of float32, and this Sequential of float64: load it into"):
+        checkpoint.load(saved, network().double())
+
+
 def test_another_network_is_refused(saved: Path) -> None:
     with pytest.raises(ValueError, match="cut from another network than this Sequential.*fingerprint"):
         checkpoint.load(saved, network(width=16))

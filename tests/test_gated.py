@@ -11,7 +11,7 @@ import torch
 from exactness import fits
 from promises import call, measured, relative_difference, snapshot
 from small_run import STEPS, X, network, train, wrapped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import swa_utils
 
 import hfp
@@ -343,3 +343,24 @@ def test_gates_that_are_not_finite_are_reported() -> None:
         net.gates.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         net.compact()
+
+
+def test_a_model_that_is_changed_is_told_of_at_once() -> None:
+    net, _ = wrapped()
+    head = next(n for n, module in reversed(list(net.model.named_modules())) if isinstance(module, nn.Linear))
+    net.model.set_submodule(head, nn.Linear(net.model.get_submodule(head).in_features, 7))
+    with pytest.raises(ValueError, match=rf"{head}.weight, which is \(7, \d+\), was .* when the model was wrapped:"):
+        net.complexity_loss()
+
+
+@pytest.mark.parametrize("width", [3, 5, 12])
+def test_float64_is_not_lost_on_the_way(width: int) -> None:
+    """Shares of a width are reckoned in the precision of the model, whatever that of the gates is."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.Linear(16, 16), nn.RMSNorm(16), nn.Linear(16, 4))
+    model = model.double()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    net = hfp.wrap(model, x, target_macs=0.999, steps=1)
+    net.keep = torch.cat([torch.arange(16) < width, torch.arange(16) < 16 - width])
+    net.stop()
+    net.eval()
+    assert (net(x) - net.compact()(x)).abs().max() < 1e-13 * net(x).abs().max()

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import hfp
+from hfp import surgery
+from hfp.verify import random_keeps
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -50,6 +52,54 @@ class Recomputing(torch.autograd.Function):
 def layers(run: Any) -> Net:
     torch.manual_seed(0)
     return Net(run, a=conv(3, 8), b=conv(8, 8), c=conv(8, 4))
+
+
+class AcrossImaginary(torch.autograd.Function):
+    """The imaginary part of the gradient is a mean over channels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        return torch.complex(grad.real, grad.imag.mean(1, keepdim=True).expand_as(grad))
+
+
+def complex_layers(run: Any) -> Net:
+    torch.manual_seed(0)
+    return Net(run, a=nn.Linear(6, 8, dtype=torch.cfloat), c=nn.Linear(8, 4, dtype=torch.cfloat))
+
+
+def test_both_parts_of_complex_gradients_count() -> None:
+    z = torch.randn(3, 6).cfloat()  # real: so the wrong part of a gradient does not come into the other
+    hfp.wrap(complex_layers(lambda net, x: net.c(net.a(x)).abs()), z, target_params=0.5, verify=True)
+    with pytest.raises(hfp.Disagreement, match="the gradient of a.* is another by"):
+        hfp.wrap(complex_layers(lambda net, x: net.c(AcrossImaginary.apply(net.a(x))).abs()), z, target_params=0.5)
+
+
+def test_sparse_gradients() -> None:
+    model = nn.Sequential(nn.Embedding(20, 16, sparse=True), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    net = hfp.wrap(model, torch.zeros(1, 5, dtype=torch.long), target_params=0.6, verify=True)
+    (net(torch.zeros(1, 5, dtype=torch.long)).sum() + net.complexity_loss()).backward()
+    net.compact()
+
+
+def test_a_lack_of_memory_is_no_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = hfp.wrap(layers(lambda net, x: net.c(net.b(net.a(x)))), X, target_macs=0.5)
+    keep = next(iter(random_keeps(net.table, 1)))
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    for function in ("grad", "backward"):
+        monkeypatch.setattr(torch.autograd, function, full)
+    with pytest.raises(MemoryError):
+        net.proof().check_gradients(keep)
+    monkeypatch.setattr(surgery, "difference", full)
+    with pytest.raises(MemoryError):
+        net.proof().check(keep)
 
 
 NETS: dict[str, tuple[Any, str]] = {

@@ -97,7 +97,7 @@ def table(found: Mapping[str, Any]) -> Table:
         "parameters": found["parameters"],
         "MACs": found["macs"],
         "MACs, as ptflops counts": found["macs_ptflops"],
-        "file, bytes": found["file_bytes"],
+        "tensors in a file, bytes": found["file_bytes"],
         **{f"CPU latency, batch {size}, ms": pair for size, pair in found["latency_ms"].items()},
     }
     made = Table()

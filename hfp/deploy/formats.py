@@ -28,6 +28,8 @@ from hfp.deploy.origin import Outcome
 from hfp.files import atomic_write
 from hfp.source import first_line
 
+FOREIGN = (".bin", ".ckpt", ".pt", ".pth", ".ts")
+"""Names that promise what is not written here."""
 CLOSE = 1e-4
 """How far another runtime's outputs may be from PyTorch's, relative to the largest: it adds up in another order."""
 
@@ -58,7 +60,13 @@ def of_suffix(output: Path) -> str:
 
     >>> of_suffix(Path("small.pt2")), of_suffix(Path("small"))
     ('pt2', 'safetensors')
+
+    Raises:
+        ValueError: it promises what is not written here.
     """
+    if output.suffix in FOREIGN:
+        known = ", ".join(f"{output.stem}{form.suffix}" for form in FORMATS.values())
+        raise ValueError(f"--output {output}: expected one of {known}; or say what it is to hold: --format safetensors")
     return next((name for name, form in FORMATS.items() if form.suffix == output.suffix), "safetensors")
 
 

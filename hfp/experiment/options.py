@@ -81,7 +81,7 @@ def whole(least: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d{1,18}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of {least} or more")
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of {least} or more, in 18 digits")
         return int(text)
 
     return parse
@@ -95,6 +95,14 @@ def nonnegative(text: str) -> float:
         number = math.nan
     if not (math.isfinite(number) and number >= 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of zero or more")
+    return number
+
+
+def weight(text: str) -> float:
+    """A number in [0, 1]."""
+    number = nonnegative(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is above 1")
     return number
 
 

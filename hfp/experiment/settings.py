@@ -15,7 +15,7 @@ import torch
 
 from hfp import checkpoint
 from hfp.experiment import data
-from hfp.experiment.options import amount, flag, fraction, nonnegative, option, parser_for, whole
+from hfp.experiment.options import amount, flag, fraction, nonnegative, option, parser_for, weight, whole
 from hfp.experiment.run import RunFolder
 from hfp.methods import METHODS
 
@@ -117,7 +117,7 @@ class Config:
         True, "random crops and flips, where they suit the data", "recipe", action=argparse.BooleanOptionalAction
     )
     distill: float = option(
-        0.0, "weight of the dense baseline as a teacher, from 0 (no teacher) up to 1", "recipe", type=fraction
+        0.0, "weight of the dense baseline as a teacher, from 0 (no teacher) up to 1", "recipe", type=weight
     )
     control: bool = option(
         False,

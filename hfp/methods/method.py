@@ -102,6 +102,8 @@ def rounds(number: int) -> Callable[[float], float]:
     >>> [rounds(2)(progress) for progress in (0.0, 0.1, 0.5, 0.6, 1.0)]
     [0.0, 0.5, 0.5, 1.0, 1.0]
     """
+    if number < 1:
+        raise ValueError(f"rounds({number!r}): expected one at least")
     return partial(_round, number)
 
 

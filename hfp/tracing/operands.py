@@ -113,7 +113,8 @@ def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs
 
 
 def _hidden(x: Tensor, gate: Tensor, operand: Operand) -> Tensor:
-    gate = gate.to(x.device)  # a model may be on several
+    # A model may be on several devices; shares of its width are reckoned in its precision at least.
+    gate = gate.to(x.device, torch.promote_types(gate.dtype, x.dtype.to_real()))
     if operand.how == "power":
         factor = (gate.detach().sum() / len(gate)).pow(operand.power).to(x.dtype)
         in_place = operand.site.function in ("__imul__", "__itruediv__") or _in_place(operand.site.function)

@@ -192,7 +192,10 @@ def _watch_evaluation(subject: Subject, shadows: dict[str, Tensor], seen: Run, p
                 f"{type(subject.model).__name__} runs on the example inputs, but not where its operators are watched "
                 f"({first_line(error)}); give the module that does this a rule: hfp.rule"
             )
-        raise explained from error
+        try:
+            raise explained from error
+        finally:
+            del explained  # whose traceback holds this frame, and so the model: no cycle is to outlive the run
     if ptflops and counter.failure:
         seen.ledger.notes.append(f"ptflops gives no number: {counter.failure}")
     elif ptflops:
@@ -212,7 +215,10 @@ def _watch_training(subject: Subject, shadows: dict[str, Tensor], seen: Run) -> 
     except Exception as error:
         explained = _explained(subject, error)
         if isinstance(explained, NeedsValues) and not seen.real:
-            raise explained from error
+            try:
+                raise explained from error
+            finally:
+                del explained
         seen.ledger.notes.append(
             f"the forward in training mode could not be run on the example inputs ({first_line(error)}); "
             "its channels are those of evaluation mode"

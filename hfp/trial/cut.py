@@ -26,6 +26,7 @@ class Cut:
         # By identity; the ids stand beside, so that no others can take their place.
         self._left: dict[int, tuple[Tensor, Tensor]] = {}
         self._alive: dict[int, tuple[Tensor, bool]] = {}
+        self._keys: dict[int, tuple[Tensor, bytes]] = {}
         # An axis of one channel has no labels: so the only channel left of a group goes without.
         width = table.group_of[keep].bincount(minlength=len(table.groups))
         visible = keep & (width > 1)[table.group_of]
@@ -52,6 +53,13 @@ class Cut:
                 self._alive[id(left)] = left, False
             self._left[id(ids)] = ids, left
         return self._left[id(ids)][1]
+
+    def key(self, ids: Tensor) -> bytes:
+        """Equal for axes of the same channels, in the same order."""
+        if id(ids) not in self._keys:
+            channels = torch.where(ids < 0, FIXED, self.table.channel_of[ids])
+            self._keys[id(ids)] = ids, channels.numpy().tobytes()
+        return self._keys[id(ids)][1]
 
     def alive(self, left: Tensor) -> bool:
         """Whether any channel can be seen in what is left of an axis."""

@@ -10,10 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hfp.labels import FIXED
 from hfp.rules.call import base_name
 from hfp.tracing.operands import Operand
 from hfp.tracing.position import Site
@@ -65,7 +63,7 @@ def candidates(
     known: dict[bytes, Tensor] = {}  # by their channels: what is tied is one length, however often it is met
     for dense in reversed(before):
         for ids in dense.touched if len(known) < MANY else ():
-            known.setdefault(torch.where(ids < 0, FIXED, cut.table.channel_of[ids]).numpy().tobytes(), ids)
+            known.setdefault(cut.key(ids), ids)
     return tuple(
         Operand(site, training, tensor, 0, ids, "power", power)
         for ids in known.values()

@@ -69,6 +69,12 @@ def test_a_name_that_says_another_format_is_refused() -> None:
         formats.check(names, Path(output))
 
 
+@pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.bin", "a.ts"])
+def test_a_name_that_promises_something_else_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--output {name}: expected one of a.safetensors, a.pt2"):
+        formats.of_suffix(Path(name))
+
+
 def test_only_onnx_is_timed_in_onnxruntime(outcome: Outcome) -> None:
     for names in (["safetensors"], ["pt2", "onnx"]):
         assert formats.runs(outcome, names) is outcome.small

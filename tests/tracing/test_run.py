@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from functools import cache
 from typing import Any
 
@@ -203,3 +205,28 @@ def test_functions_in_torchscript() -> None:
     hfp.wrap(net(swish), X, target_macs=0.5, verify=True).compact()
     (pinned,) = [pin for pin in trace(net(centred), X).pinned if pin.tensor == "a.weight"]
     assert pinned.reason == "is reduced or normalised along the channels" and pinned.place.operator == "mean"
+
+
+class LooksAtValues(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 6), conv(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu() if bool((x < 7).all()) else self.a(x))
+
+
+@pytest.mark.parametrize("build", [LooksAtValues, chain])
+def test_no_model_outlives_its_networks(build: Any) -> None:
+    """Without the garbage collector, that is."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = build()
+        net: Any = hfp.wrap(model, X, target_macs=0.5)
+        small = net.compact()
+        gone = weakref.ref(model)
+        del model, net
+        assert gone() is None and small is not None
+    finally:
+        gc.enable()
