@@ -44,7 +44,10 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = (),
     _check(model)
     subject = Subject(model, arguments(model, example_inputs), Names.of(model))
     with one_at_a_time, uncollected():
-        return _trace(subject, ignore, ptflops)
+        try:
+            return _trace(subject, ignore, ptflops)
+        finally:
+            subject.span.over = True
 
 
 def _trace(subject: Subject, ignore: Ignored, ptflops: bool) -> ChannelTable:

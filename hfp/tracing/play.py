@@ -22,7 +22,7 @@ from hfp.names import Names
 from hfp.rules.own import Whole, rule_of
 from hfp.tracing.attributes import is_plain
 from hfp.tracing.functions import Functions
-from hfp.tracing.told import mark
+from hfp.tracing.told import Span, mark, unremembered
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Subject:
     names: Names
     written: dict[int, Any] = field(default_factory=dict)
     """What modules hold and its forward writes to, by id: a dict that they share, say."""
+    span: Span = field(default_factory=Span)
+    """Over when the trace is."""
 
 
 class WritesToHolder(Exception):
@@ -51,9 +53,17 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
         args, kwargs = tree_map(_doubled, (args, kwargs))
     swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
     model = subject.model
-    with as_set(), preserved(model), _unfused(), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
+    with (
+        as_set(),
+        preserved(model),
+        _unfused(),
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        eagerly(),
+        unremembered(),
+    ):
         set_mode(model, training)
-        marked = mark(subject.names.modules, subject.written)
+        marked = mark(subject.names.modules, subject.span, subject.written)
         for module in model.modules():
             if rule_of(module) is not None and "forward" not in vars(module):
                 module.forward = Whole(module)

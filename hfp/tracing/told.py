@@ -6,8 +6,10 @@ and nothing has to be tried to find out. Of `self.dim // self.heads` it tells wh
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,23 +29,40 @@ Attribute = tuple[str, str]
 """Module, attribute: as in `ChannelTable.attributes`."""
 
 
+@dataclass
+class Span:
+    """How long numbers remember: a model's code may keep them, in the cache of a function, and give them to another."""
+
+    over: bool = False
+
+
 class Reckoned(int):
     """A whole number that is made of attributes."""
 
-    of: tuple[Attribute, ...]
+    _of: tuple[Attribute, ...]
+    span: Span
 
-    def __new__(cls, value: int, of: Sequence[Attribute] = ()) -> Reckoned:
+    def __new__(cls, value: int, of: Sequence[Attribute], span: Span) -> Reckoned:
         number = super().__new__(cls, value)
-        number.of = tuple(dict.fromkeys(of))
+        number._of, number.span = tuple(dict.fromkeys(of)), span
         return number
+
+    @property
+    def of(self) -> tuple[Attribute, ...]:
+        return () if self.span.over else self._of
+
+    def __copy__(self) -> Reckoned:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reckoned:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, (int(self),)
 
 
 class Told(Reckoned):
     """An attribute's value."""
-
-    @property
-    def attribute(self) -> Attribute:
-        return self.of[0]
 
 
 def _remembering(name: str) -> Callable[[Reckoned, Any], Any]:
@@ -52,8 +71,9 @@ def _remembering(name: str) -> Callable[[Reckoned, Any], Any]:
 
     def reckon(number: Reckoned, other: Any) -> Any:
         value = own(number, other)
-        of = (*number.of, *(other.of if isinstance(other, Reckoned) else ()))
-        return value if value is NotImplemented else Reckoned(value, of)
+        if value is NotImplemented or not isinstance(other, Reckoned):
+            return value if value is NotImplemented else Reckoned(value, number.of, number.span)
+        return Reckoned(value, (*number.of, *other.of), other.span if number.span.over else number.span)
 
     return reckon
 
@@ -91,7 +111,23 @@ class Marked:
         return now.keys() != self.contents.keys() or any(now[key] is not self.contents[key] for key in now)
 
 
-def mark(names: Mapping[nn.Module, str], written: Container[int] = ()) -> list[Marked]:
+@contextmanager
+def unremembered() -> Iterator[None]:
+    """einops keeps what it has made of lengths, and gives it to all that are equal, wherever they are from."""
+    library: Any = sys.modules.get("einops.einops")
+    kept = getattr(library, "_reconstruct_from_shape", None)
+    direct = getattr(library, "_reconstruct_from_shape_uncached", None)
+    if kept is None or direct is None:  # of another version, or not used
+        yield
+        return
+    library._reconstruct_from_shape = direct
+    try:
+        yield
+    finally:
+        library._reconstruct_from_shape = kept
+
+
+def mark(names: Mapping[nn.Module, str], span: Span, written: Container[int] = ()) -> list[Marked]:
     """Have the attributes of modules, given with their names, remember what they are.
 
     Holders that forwards write to, `written` by their id, stay as they are.
@@ -101,7 +137,7 @@ def mark(names: Mapping[nn.Module, str], written: Container[int] = ()) -> list[M
         own, inner = vars(module), defaultdict[str, dict[str, Told]](dict)
         for attribute, value in list(sizes(module)):
             name, _, key = attribute.partition(".")
-            told = Told(value, [(path, attribute)])
+            told = Told(value, [(path, attribute)], span)
             if not key:
                 own[name] = told
             elif id(own[name]) not in written:
@@ -151,8 +187,8 @@ def attributes_asked(
     elif (parts := parts_asked(function, args, kwargs, len(made))) is not None:
         counted = [(labels[parts[1]], size) for labels, size in zip(made, parts[0], strict=False) if labels]
     for ids, number in counted:
-        if ids is not None and isinstance(number, Told) and number == len(ids):
-            yield ids, number.attribute
+        if ids is not None and isinstance(number, Told) and number.of and number == len(ids):
+            yield ids, number.of[0]
 
 
 def _by_axis(labels: Labels, index: Any) -> Iterator[tuple[Tensor | None, Any]]:

@@ -257,8 +257,8 @@ class Repairs:
         if extent is None:
             for ids in (*misfit.touched, *self._seen_in(misfit.place.module, table)):
                 yield from self._attributes(misfit.place.module, ids)
-        elif isinstance(extent.found, Told):
-            yield Repair(extent.ids, extent.found.attribute, sure=True)
+        elif isinstance(extent.found, Told) and extent.found.of:
+            yield Repair(extent.ids, extent.found.of[0], sure=True)
         elif extent.found == extent.dense:
             if isinstance(extent.found, Reckoned):
                 yield from self._made_of(extent.found, misfit, table)

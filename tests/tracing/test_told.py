@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import sys
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from hfp.tracing.told import Reckoned, Told, attributes_asked, mark, parts_asked, sizes
+import hfp
+from hfp.tracing.told import Reckoned, Span, Told, attributes_asked, mark, parts_asked, sizes, unremembered
 
-DIM, HEADS = Told(32, [("a", "dim")]), Told(4, [("a", "heads")])
+SPAN = Span()
+DIM, HEADS = Told(32, [("a", "dim")], SPAN), Told(4, [("a", "heads")], SPAN)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +53,73 @@ def test_they_are_numbers_to_everybody_else() -> None:
         DIM // "4"
 
 
+def test_what_is_kept_forgets() -> None:
+    """A number of one model, in the cache of a function, is a plain one to the next."""
+    span = Span()
+    old = Told(32, [("a", "dim")], span)
+    half = old // 2
+    assert copy.deepcopy(half).of == half.of == (("a", "dim"),)
+    assert type(pickle.loads(pickle.dumps(half))) is int
+    span.over = True
+    assert old.of == half.of == () == (old * 2).of and old == 32
+    assert (old // HEADS).of == (HEADS // old).of == (("a", "heads"),)
+    assert (old // HEADS * 2).of == (("a", "heads"),)
+
+
+@lru_cache
+def parted(heads: int) -> tuple[int, int]:
+    return heads, -1
+
+
+class Attention(nn.Module):
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.make, self.read = nn.Linear(12, 24), nn.Linear(24, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.make(x).unflatten(-1, parted(self.heads))
+        return self.read((h @ h.transpose(-1, -2) @ h).flatten(-2))
+
+
+def test_a_trace_does_not_hang_on_those_before() -> None:
+    def named(name: str) -> nn.Module:
+        model = nn.Module()
+        model.forward = lambda x: model.get_submodule(name)(x)  # type: ignore[method-assign]
+        model.add_module(name, Attention(4))
+        return model
+
+    x = torch.zeros(2, 5, 12)
+    parted.cache_clear()
+    hfp.trace(named("first"), x)
+    table = hfp.trace(named("second"), x)
+    parted.cache_clear()
+    assert set(table.attributes) == set(hfp.trace(named("second"), x).attributes) == {("second", "heads")}
+
+
+def test_einops_reckons_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    library: Any = SimpleNamespace(_reconstruct_from_shape_uncached=lambda n: [n])
+    library._reconstruct_from_shape = lru_cache(library._reconstruct_from_shape_uncached)
+    kept = library._reconstruct_from_shape
+    monkeypatch.setitem(sys.modules, "einops.einops", library)
+    library._reconstruct_from_shape(DIM)
+    with unremembered():
+        other = Told(32, [("b", "dim")], SPAN)
+        assert library._reconstruct_from_shape(other)[0] is other
+    assert library._reconstruct_from_shape is kept and kept(other)[0] is DIM
+    monkeypatch.setitem(sys.modules, "einops.einops", SimpleNamespace())
+    with unremembered():
+        pass
+
+
 def test_attributes_are_marked_for_each_module_alone() -> None:
     config = SimpleNamespace(heads=4, name="x")
     model = nn.Sequential(nn.Identity(), nn.Identity())
     for child in model:
         child.config, child.dims, child.width = config, (3, 5), 7
-    mark({module: name for name, module in model.named_modules()})
-    assert model[0].config.heads.attribute == ("0", "config.heads") and model[0].dims[1].attribute == ("0", "dims.1")
-    assert model[1].config.heads.attribute == ("1", "config.heads") and model[1].width.attribute == ("1", "width")
+    mark({module: name for name, module in model.named_modules()}, SPAN)
+    assert model[0].config.heads.of == (("0", "config.heads"),) and model[0].dims[1].of == (("0", "dims.1"),)
+    assert model[1].config.heads.of == (("1", "config.heads"),) and model[1].width.of == (("1", "width"),)
     assert config.heads == 4 and type(config.heads) is int
     assert dict(sizes(model[0])) == {}  # what is marked is no plain number any more
 
@@ -64,14 +128,14 @@ def labels(*lengths: int) -> tuple[torch.Tensor, ...]:
     return tuple(100 * axis + torch.arange(length) for axis, length in enumerate(lengths))
 
 
-N = Told(6, [("", "n")])
+N = Told(6, [("", "n")], SPAN)
 
 
 @pytest.mark.parametrize(
     "function, args, given, made, found",
     [
         ("view", (None, 2, N, -1), (2, 12), [(2, 6, 2)], [range(100, 106)]),
-        ("view", (None, 2, Told(5, [("", "n")]), -1), (2, 12), [(2, 6, 2)], []),
+        ("view", (None, 2, Told(5, [("", "n")], SPAN), -1), (2, 12), [(2, 6, 2)], []),
         ("__getitem__", (None, (slice(None), slice(None, N))), (2, 12), [(2, 6)], [range(100, 106)]),
         ("__getitem__", (None, (slice(None), slice(N, None))), (2, 12), [(2, 6)], [range(100, 106)]),
         ("__getitem__", (None, (..., slice(None, N))), (2, 3, 12), [(2, 3, 6)], [range(200, 206)]),
