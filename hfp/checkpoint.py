@@ -14,6 +14,7 @@ constructed. How a file is written and read is in `hfp.files`.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ def save(small: nn.Module, path: str | Path, **notes: Any) -> None:
 def save_tensors(small: nn.Module, path: str | Path, **notes: Any) -> None:
     """What `save` does for a .safetensors file, under any name."""
     small, entries = _described(small, notes)
+    if others := [name for name, value in small.state_dict().items() if not isinstance(value, Tensor)]:
+        warnings.warn(
+            f"{', '.join(others[:5])} of this {type(small).__name__}'s state_dict are no tensors, and in no file: "
+            "hfp.load leaves what the model that it is given has",
+            stacklevel=4,
+        )
     files.write(path, files.COMPACT, entries, _tensors_of(small))
 
 
@@ -89,8 +96,8 @@ def load(path: str | Path, model: nn.Module | None = None, *, trusted: bool = Fa
     `model` itself is not changed; its values do not matter, its architecture does: the channel table of `model` is
     computed again, and has to have what was cut. A head may be another, if that in the file is. Device and train/eval
     mode are those of `model`, its dtype must be that of the file. What was pruned twice is loaded twice:
-    `hfp.load(second, hfp.load(first, model))`. What is in no state dict, such as a tensor that a module keeps as a
-    plain attribute, is in no file: it is `model`'s.
+    `hfp.load(second, hfp.load(first, model))`. What is no tensor of a state dict (a plain attribute, an extra state)
+    is in no file: it is `model`'s.
 
     A .safetensors file can come from anywhere: it holds numbers, and is checked. A .pt2 file is a program, which can do
     what any program can; it is run only if you say that it is `trusted`. It computes what the network does in
@@ -216,7 +223,8 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
             'memory first: model.to_empty(device="cpu")'
         )
     problems = [f"{name} is missing" for name in own if name not in tensors]
-    problems += [f"{name} is not in the network" for name in tensors if name not in own]
+    rest = {name: value for name, value in net.state_dict().items() if name not in own}
+    problems += [f"{name} is not in the network" for name in tensors if name not in own and name not in rest]
     for name, value in own.items():
         given = tensors.get(name)
         if given is not None and not isinstance(given, Tensor):  # a checkpoint can hold anything under any name
@@ -226,7 +234,7 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{source} does not fit this {type(net).__name__}: {'; '.join(problems[:5])}{more}.")
-    net.load_state_dict(dict(tensors))
+    net.load_state_dict({**tensors, **rest})
 
 
 def record_of(small: nn.Module) -> surgery.Record:
@@ -287,14 +295,8 @@ def _are_names(value: Any) -> bool:
 
 
 def _tensors_of(net: nn.Module) -> dict[str, Tensor]:
-    state = net.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"{type(net).__name__} keeps a {type(value).__name__} in its state_dict ({name}); only tensors can be "
-                "written."
-            )
-    return state
+    """Of its state; what else there is (`get_extra_state`) stays with the model."""
+    return {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _form(tensor: Tensor) -> str:

@@ -165,17 +165,22 @@ class Proof:
 
     def compared(self, keep: Tensor, small: nn.Module | None = None) -> tuple[float, str]:
         """The difference, infinite where the cut network does not run, and in words what the cut network does."""
+        found = math.nan, "has no finite output"
         with self._both(keep, small) as (gated, small):
-            try:
-                error = surgery.difference(gated, small, self.arguments, self.as_given, self.chance)
-                if math.isnan(error) and not self.as_given:  # a logarithm, say, of what cannot be negative
-                    self.as_given = True
-                    error = surgery.difference(gated, small, self.arguments, True, self.chance)
-            except (MemoryError, torch.OutOfMemoryError):
-                raise
-            except Exception as failure:  # whatever a forward may raise where a length in it is wrong
-                return math.inf, f"does not run ({first_line(failure)})"
-        return error, f"differs from the gated one by {error:.1e} of its largest output"
+            for as_given in dict.fromkeys((self.as_given, True)):
+                try:
+                    error = surgery.difference(suited(gated), small, self.arguments, as_given, self.chance)
+                except (MemoryError, torch.OutOfMemoryError):
+                    raise
+                except Unsuited as unsuited:  # noise is no index, say; if these do not do either, that is told
+                    found = math.inf, f"does not run ({first_line(unsuited.failure)})"
+                except Exception as failure:  # whatever a forward may raise where a length in it is wrong
+                    return math.inf, f"does not run ({first_line(failure)})"
+                else:
+                    if not math.isnan(error):  # a logarithm, say, of what cannot be negative
+                        self.as_given = as_given
+                        return error, f"differs from the gated one by {error:.1e} of its largest output"
+        return found
 
     def compared_gradients(self, keep: Tensor) -> tuple[float, str]:
         """The difference of what they would learn, see `hfp.gradients`."""
@@ -290,6 +295,28 @@ class Proof:
         """A module that makes the channels of a group: to ignore it leaves them whole."""
         made = [tensor for tensor, dim in self.table.groups[number].members if (tensor, dim) not in self.table.readers]
         return next((owner for tensor in made if (owner := tensor.rpartition(".")[0])), "*")
+
+
+class Unsuited(Exception):
+    """The network itself does not run on these inputs."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+def suited(network: Callable[..., Any]) -> Callable[..., Any]:
+    """The same; what it raises is `Unsuited`."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return network(*args, **kwargs)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as failure:
+            raise Unsuited(failure) from failure
+
+    return run
 
 
 @contextmanager

@@ -294,6 +294,32 @@ def test_a_seal_cannot_be_left_out(saved: Path) -> None:
         checkpoint.load(saved, network())
 
 
+class Counting(nn.Linear):
+    """Its state has more in it than tensors."""
+
+    calls = 0
+
+    def get_extra_state(self) -> Any:
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.calls = state["calls"]
+
+
+def test_what_is_no_tensor_stays_with_the_model(tmp_path: Path) -> None:
+    def net(calls: int) -> nn.Sequential:
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Counting(8, 4))
+        model[2].calls = calls
+        return model
+
+    x = torch.randn(2, 6)
+    small = hfp.wrap(net(3), x, target_macs=0.5).compact()
+    with pytest.warns(UserWarning, match="2._extra_state of this Sequential's state_dict are no tensors"):
+        hfp.save(small, tmp_path / "small.safetensors")
+    again = hfp.load(tmp_path / "small.safetensors", net(5))
+    assert again[2].calls == 5 and torch.equal(again(x), small(x))
+
+
 def test_another_precision_is_refused(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"is of float32, and this Sequential of float64: load it into"):
         checkpoint.load(saved, network().double())

@@ -7,6 +7,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,3 +247,48 @@ def test_inputs_of_which_not_any_number_will_do() -> None:
     model.branches = True
     with pytest.raises(hfp.Disagreement):
         hfp.wrap(model, x, target_macs=0.5)
+
+
+class Clicks(nn.Module):
+    """Numbers of entries and measurements are in one tensor, as networks for tables of clicks take them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.ModuleList(nn.Embedding(10, 4) for _ in range(3))
+        self.body = nn.Sequential(nn.Linear(14, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(torch.cat([*(e(x[:, i].long()) for i, e in enumerate(self.embed)), x[:, 3:]], 1))
+
+
+def test_numbers_that_are_indices_stay_as_they_are_given(tmp_path: Path) -> None:
+    x = torch.cat([torch.randint(10, (4, 3)).float(), torch.randn(4, 2)], 1)
+    net = hfp.wrap(Clicks(), x, target_macs=0.5, verify=True)
+    small = net.compact()
+    assert hfp.verify(Clicks(), net.table) < 1e-5
+    hfp.save(small, tmp_path / "small.safetensors")
+    hfp.load(tmp_path / "small.safetensors", Clicks())
+    with pytest.raises(hfp.Disagreement, match="nothing can be said of Clicks.* does not run .*index out of range"):
+        hfp.wrap(Clicks(), x + 10, target_macs=0.5)
+
+
+class Picky(nn.Module):
+    """Takes any number while it is whole, whole numbers only once it is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.picky = nn.Linear(4, 8), nn.Linear(8, 2), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.picky and len(self.a.weight) < 8 and bool((x != x.round()).any()):
+            raise IndexError("no such row")
+        return self.b(self.a(x).relu())
+
+
+def test_the_fault_of_a_cut_network_is_not_excused() -> None:
+    model, x = Picky(), torch.arange(12.0).reshape(3, 4)
+    table = hfp.trace(model, x)
+    assert hfp.verify(model, table, x) < 1e-6
+    model.picky = True
+    with pytest.raises(hfp.Disagreement, match="does not run .*no such row"):
+        hfp.verify(model, table, x)

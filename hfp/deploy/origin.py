@@ -26,6 +26,7 @@ from hfp.experiment.run import PHASES
 from hfp.gated import GatedModel
 from hfp.inputs import Arguments
 from hfp.methods.method import at_once
+from hfp.verify import Unsuited, suited
 from hfp.wrap import wrap
 
 BUILD = {
@@ -102,7 +103,10 @@ class Outcome:
     def apart(self, a: Callable[..., Any], b: Callable[..., Any], chance: bool = True) -> float:
         """`surgery.difference` of two forms of the network, on inputs that suit it."""
         as_given = inputs.tells_values(checkpoint.record_of(self.small).inputs)
-        error = surgery.difference(a, b, self.inputs, as_given, chance)
+        try:
+            error = surgery.difference(suited(a), b, self.inputs, as_given, chance)
+        except Unsuited:
+            error = math.nan
         return surgery.difference(a, b, self.inputs, True, chance) if math.isnan(error) else error
 
 

@@ -32,11 +32,12 @@ def follow_siblings(
     """
     ran = set(reached(ledger, steps))
     shared = _Shared(ledger, operands)
+    named = {id(tensor): name for name, tensor in names.tensors.items()}
     alone = []
     for parent, path in names.modules.items():
         prefix = f"{path}." if path else ""
         children = {prefix + key: child for key, child in parent.named_children()}
-        own = {path: _tensors(child, path, names) for path, child in children.items()}
+        own = {path: _tensors(child, named) for path, child in children.items()}
         kinds = {path: (type(child), _shapes(own[path], ledger)) for path, child in children.items()}
         idle = [child for child in own if own[child] and child not in ran and ran.isdisjoint(own[child].values())]
         if idle and path and path not in ran:
@@ -47,9 +48,7 @@ def follow_siblings(
                 yield from shared.follow(child, own[child], sibling, own[sibling])
             else:
                 alone.append(child)
-        weights = {
-            key: names.aliases[prefix + key] for key, own in parent.named_parameters(recurse=False) if own.dim() > 1
-        }
+        weights = {key: named[id(own)] for key, own in parent.named_parameters(recurse=False) if own.dim() > 1}
         alone += [prefix + key for key, name in weights.items() if path in ran and name not in ran]
     if alone:
         ledger.notes.append(
@@ -67,10 +66,10 @@ def reached(ledger: Ledger, steps: Iterable[Step]) -> Iterator[str]:
         yield from accumulate(module.split("."), lambda path, key: f"{path}.{key}")
 
 
-def _tensors(module: nn.Module, path: str, names: Names) -> Own:
-    """Its parameters and buffers that have axes."""
+def _tensors(module: nn.Module, named: Mapping[int, str]) -> Own:
+    """Its parameters and buffers that have axes. `named`: by identity, since a module may have several names."""
     every = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    return {key: names.aliases[f"{path}.{key}"] for key, tensor in every if tensor.dim()}
+    return {key: named[id(tensor)] for key, tensor in every if tensor.dim()}
 
 
 def _shapes(own: Own, ledger: Ledger) -> dict[str, list[int]]:

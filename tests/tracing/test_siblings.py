@@ -7,6 +7,7 @@ import torch
 from promises import Gated, call, check_cut, random_keep, relative_difference
 from torch import Tensor, nn
 
+import hfp
 from hfp import trace
 from hfp.surgery import compact
 
@@ -108,3 +109,29 @@ def test_experts_may_be_called_by_names_that_values_spell() -> None:
     for density in (0.0, 0.5):
         keep = random_keep(table, density, torch.Generator().manual_seed(0))
         check_cut(model, table, keep, ((rows(0, 2, 0),), {}), 1e-9)
+
+
+class Within(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.head = net, nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.net(x))
+
+
+class Twice(nn.Module):
+    """A module has two names, as where a student and its average share one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU())
+        self.within = Within(self.net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.within(x * 2 if x.abs().sum() > 0 else x)
+
+
+def test_a_module_of_two_names() -> None:
+    assert trace(Twice(), torch.randn(2, 8)).channels == 16
+    hfp.wrap(Twice(), torch.randn(2, 8), target_macs=0.5, verify=True).compact()
