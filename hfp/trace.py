@@ -17,7 +17,7 @@ from hfp.labels import Ledger, Place
 from hfp.names import Names
 from hfp.tracing.play import Subject
 from hfp.tracing.run import run
-from hfp.trial.misfit import pins_of
+from hfp.trial.misfit import Pins
 from hfp.trial.repair import Repairs
 from hfp.trial.trial import misfits
 from hfp.turns import one_at_a_time
@@ -55,7 +55,7 @@ def _trace(subject: Subject, ignore: Ignored, ptflops: bool) -> ChannelTable:
     seen = run(subject, ptflops)
     _pin(ignored_modules(model, ignore), seen.ledger)
     described = describe(subject.inputs, values=seen.real)
-    repairs = Repairs(subject, seen)
+    repairs, pins = Repairs(subject, seen), Pins(seen.ledger)
 
     def table() -> ChannelTable:
         return build_table(repairs.applied(), repairs.operands(), subject.names, described)
@@ -66,7 +66,7 @@ def _trace(subject: Subject, ignore: Ignored, ptflops: bool) -> ChannelTable:
         found = misfits(subject, last := table(), seen)
     while found:  # every round tries a repair, or pins a channel at least
         if not repairs.next(found, last):
-            seen.ledger.pins += pins_of(found, last)
+            pins.add(found, last)
         found = misfits(subject, last := table(), seen)
     # An attribute may have been set because it is as large as the one that matters: then all is well without it.
     for needless in repairs.doubtful():

@@ -279,3 +279,23 @@ def loops_and_branches() -> Net:
     net = Net(run, a=conv(3, 6), b=conv(6, 6), c=conv(6, 4))
     net.steps = 3
     return net
+
+
+def _with_streams(x: Tensor, streams: int) -> Tensor:
+    if len(x) % streams:
+        raise ValueError(f"{len(x)} are no {streams} streams")
+    return x.reshape(-1, streams, *x.shape[1:])
+
+
+@specimen(least="a h b.weight/1", pinned={"mix": "does not follow"}, shapes=((3, 5, 7),))
+def residual_streams() -> Net:
+    """Several copies of an activation are mixed by a small matrix, and lie in the batch in between."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x)
+        h = h[:, None].expand(-1, 4, -1, -1).reshape(-1, *h.shape[1:])
+        mixed = torch.einsum("st,bsnd->btnd", net.mix, _with_streams(h, 4))
+        rest = mixed + net.down(net.h(mixed).relu())
+        return net.b(_with_streams(rest.flatten(0, 1), 4).permute(0, 2, 3, 1).sum(-1))
+
+    return Net(run, a=nn.Linear(7, 6), mix=parameter(4, 4), h=nn.Linear(6, 9), down=nn.Linear(9, 6), b=nn.Linear(6, 2))

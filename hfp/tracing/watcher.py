@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -285,11 +284,12 @@ class Watcher(TorchDispatchMode):
             return ()
         reckoned = tensors and not self.real and all(self._numbers.of(x) is not None for x in tensors)
         scalars = () if reckoned else tuple(map(self._value, values))
-        return (self._summed(tensors[0]), *scalars) if base == "sum" else scalars
+        return (*scalars, *self._alike(tensors[0])) if base == "sum" else scalars
 
-    def _summed(self, tensor: Any) -> int:
-        """How many numbers are there, where all are alike: their sum is that many times as large as one of them."""
-        return math.prod(len(ids) for ids in self.labels(tensor) if ids is not None and bool((ids == ANY).all()))
+    def _alike(self, tensor: Tensor) -> Iterator[Any]:
+        """Of each axis how many numbers are on it, if all are alike: their sum is that many times one of them."""
+        for ids in self.labels(tensor) or (None,) * tensor.dim():
+            yield UNKNOWN if ids is None or not bool((ids == ANY).all()) else len(ids)
 
     def _value(self, argument: Any) -> Any:
         """What an argument adds to `Step.scalars`: numbers, also in tensors of one element."""

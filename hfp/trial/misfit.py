@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hfp.channels import ChannelTable
-from hfp.labels import FIXED, Pin, Place, prunable
+from hfp.labels import FIXED, Ledger, Pin, Place, prunable
 from hfp.tracing.operands import Operand
 
 
@@ -53,18 +53,50 @@ class Misfit:
     first."""
 
 
-def pins_of(found: Sequence[Misfit], table: ChannelTable) -> list[Pin]:
-    """What has to stay whole because nothing can be done about a misfit; of misfits that share channels, the first."""
-    pinned = torch.zeros(len(table.channel_of), dtype=torch.bool)
-    pins: list[Pin] = []
-    for misfit in found:
-        extent = misfit.extent
-        lengths = () if extent is None else (extent.ids, *extent.followed)
-        # One axis at a time: with the others cut, all may be well.
-        chosen = next(ids for ids in (*lengths, *misfit.touched) if prunable(table.channel_of[ids[ids >= 0]]))
-        channels = table.channel_of[chosen[chosen >= 0]]
-        if not bool(pinned[channels[channels != FIXED]].any()):
-            pinned[channels[channels != FIXED]] = True
+class Pins:
+    """What has to stay whole because nothing can be done about misfits: one axis at a time.
+
+    With the others cut, all may be well; and where it is not, the axis was not to blame, and another one is tried.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.guessed: dict[tuple[Any, ...], list[Pin]] = {}
+        """Of misfits of which it is not known which length is to blame: what was pinned, the last one still is."""
+
+    def add(self, found: Sequence[Misfit], table: ChannelTable) -> None:
+        """Pin something for every misfit; of misfits that share channels, for the first."""
+        pinned = torch.zeros(len(table.channel_of), dtype=torch.bool)
+        for misfit in found:
+            extent = misfit.extent
+            lengths = () if extent is None else (extent.ids, *extent.followed)
+            axes = [ids for ids in (*lengths, *misfit.touched) if prunable(table.channel_of[ids[ids >= 0]])]
+            channels = _channels(axes[0], table)
+            if bool(pinned[channels].any()):
+                continue
+            pinned[channels] = True
             reason = f"does not follow when channels go: the cut network {misfit.how}"
-            pins.append(Pin(chosen, reason, misfit.place))
-    return pins
+            if extent is None:
+                self._guess(misfit, axes, reason, table)
+            else:
+                self.ledger.pins.append(Pin(axes[0], reason, misfit.place))
+
+    def _guess(self, misfit: Misfit, axes: Sequence[Tensor], reason: str, table: ChannelTable) -> None:
+        before = self.guessed.setdefault(misfit.key, [])
+        tried = torch.cat([_EMPTY, *(pin.ids for pin in before)])
+        new = [ids for ids in axes if not bool(torch.isin(ids[ids >= 0], tried).any())]
+        if before and new:  # the one before was no help by itself
+            self.ledger.pins = [pin for pin in self.ledger.pins if pin is not before[-1]]
+        elif before:
+            self.ledger.pins += before[:-1]  # nor was any other: all of them
+        chosen = Pin((new or axes)[0], reason, misfit.place)
+        before.append(chosen)
+        self.ledger.pins.append(chosen)
+
+
+_EMPTY = torch.empty(0, dtype=torch.long)
+
+
+def _channels(ids: Tensor, table: ChannelTable) -> Tensor:
+    channels = table.channel_of[ids[ids >= 0]]
+    return channels[channels != FIXED]
