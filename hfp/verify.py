@@ -29,6 +29,9 @@ DOUBLE = 1e-6  # the tolerance where float64 decides: some networks compute a pa
 LEARNS = 1e-2  # the tolerance of gradients, relative to the largest of each parameter: what is wrong is so by far
 SHOWN = 5  # groups in an error; `Disagreement.groups` has all
 
+Wrong = Callable[[Tensor], bool]
+"""Whether all is not well at a keep vector (channels,)."""
+
 
 class Disagreement(RuntimeError):
     """Gating channels and removing them do not come to the same. `groups`: numbers of the groups that are to blame."""
@@ -109,27 +112,31 @@ class Proof:
         error, words = self.compared_gradients(keep)
         if error <= LEARNS:
             return
-        if error == math.inf:  # no matter of rounding
-            raise self._learns_otherwise(words)
         with _in_full_precision(self.device):
-            judge = self._judge()
-            whole, _ = judge.compared_gradients(torch.ones_like(keep))
-            error, words = judge.compared_gradients(keep) if whole <= LEARNS else (0.0, "")  # of what is drawn, say
-            if error <= LEARNS or judge.dtype in (torch.float16, torch.bfloat16):  # of which nothing can be said
-                return
-        raise self._learns_otherwise(words)
+            judge = self
+            if error != math.inf:  # what is infinite is no matter of rounding
+                judge = self._judge()
+                whole, _ = judge.compared_gradients(torch.ones_like(keep))
+                error, words = judge.compared_gradients(keep) if whole <= LEARNS else (0.0, "")  # of what is drawn, say
+            if error > LEARNS and (error == math.inf or judge.dtype not in (torch.float16, torch.bfloat16)):
+                raise judge._learns_otherwise(keep, words)  # of half precision nothing can be said
 
-    def _learns_otherwise(self, words: str) -> Disagreement:
-        name = words.partition("the gradient of ")[2].partition(" ")[0]
-        groups = [n for n, group in enumerate(self.table.groups) if any(name == member for member, _ in group.members)]
-        whole = dict.fromkeys([*self.ignored, *map(self._maker, groups)])
-        return Disagreement(
+    def _learns_otherwise(self, keep: Tensor, words: str) -> Disagreement:
+        found = (
             f"outputs of {type(self.model).__name__} are the same with gates and compact, but {words}. So does code of "
             "which a trace shows the forward alone: a torch.autograd.Function that works across channels or calls "
             "layers in its backward pass, a branch on whether gradients are asked for, a derivative that is infinite "
-            f"where a channel is hidden. {self._shared()} To leave that whole: hfp.wrap(..., ignore={list(whole)})",
-            tuple(groups),
+            "where a channel is hidden."
         )
+        if shared := self._shared():
+            return Disagreement(f"{found} {shared}", ())
+
+        def wrong(only: Tensor) -> bool:
+            return not self.compared_gradients(only)[0] <= LEARNS
+
+        if wrong(torch.ones_like(keep)):
+            return Disagreement(f"{found} So it is with no channel removed", ())
+        return self._blaming(keep, f"{found} ", "", wrong)
 
     def check(self, keep: Tensor, small: nn.Module | None = None) -> float:
         """The difference at `keep` (channels,), where it is but rounding; `small`: the model cut to it, if there is.
@@ -230,56 +237,72 @@ class Proof:
                 return judge
         return self
 
-    def _fails(self, keep: Tensor, groups: Sequence[int]) -> bool:
-        """Whether it goes wrong when these groups are cut as in `keep`, and all others are whole."""
-        only = torch.ones_like(keep)
-        for number in groups:
-            channels = self.table.groups[number].channels
-            only[channels] = keep[channels]
-        return self.compared(only)[0] > self.tolerance
-
-    def _culprits(self, keep: Tensor, groups: Sequence[int]) -> list[list[int]]:
-        """Of `groups` that go wrong, the sets that do so by themselves: halves are tried, and their halves."""
-        if len(groups) == 1:
-            return [list(groups)]
-        halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
-        found = [culprit for half in halves if self._fails(keep, half) for culprit in self._culprits(keep, half)]
-        return found or [self._needed(keep, list(groups))]
-
-    def _needed(self, keep: Tensor, groups: list[int]) -> list[int]:
-        """Of groups that go wrong only together, those without which nothing does."""
-        for number in list(groups):
-            rest = [other for other in groups if other != number]
-            if self._fails(keep, rest):
-                groups = rest
-        return groups
-
     def _disagreement(self, keep: Tensor, words: str) -> Disagreement:
         """The error to raise: which groups are to blame, and the call that leaves them whole."""
         name = type(self.model).__name__
         if shared := self._shared():
             return Disagreement(f"the compact network of {name} {words}. {shared}", ())
-        if self._fails(keep, []):
-            _, words = self.compared(torch.ones_like(keep))
+
+        def wrong(only: Tensor) -> bool:
+            return self.compared(only)[0] > self.tolerance
+
+        if wrong(whole := torch.ones_like(keep)):
+            _, words = self.compared(whole)
             return Disagreement(
                 f"nothing can be said of {name}: with no channel removed its copy {words}. What is needed are "
                 "example inputs in whose place random numbers may stand, and an output that is the same twice",
                 (),
             )
+        own = ", ".join(name if isinstance(name, str) else name.__name__ for name in OWN)
+        yours = f"a rule of yours that is wrong ({own}), " if own else ""
+        causes = (
+            f". This is {yours}a bug of hfp, or code in the model "
+            "that no trace shows (arithmetic on a width, a branch on it); please report it with the model's code"
+        )
+        return self._blaming(
+            keep,
+            f"the compact network of {name} {words}. ",
+            causes,
+            lambda only: self.compared(only)[0] > self.tolerance,
+        )
+
+    def _blaming(self, keep: Tensor, before: str, after: str, wrong: Wrong) -> Disagreement:
+        """With the groups to blame, those that are `wrong` by themselves, and the call that leaves them whole."""
         cut = [number for number, group in enumerate(self.table.groups) if not bool(keep[group.channels].all())]
-        culprits = self._culprits(keep, cut)
+        culprits = self._culprits(keep, cut, wrong)
         blamed = ["together, ".join(phrase(self.table, number) for number in together) for together in culprits[:SHOWN]]
         if len(culprits) > SHOWN:
             blamed.append(f"{len(culprits) - SHOWN} more")
         whole = dict.fromkeys([*self.ignored, *(self._maker(together[0]) for together in culprits)])
-        own = ", ".join(name if isinstance(name, str) else name.__name__ for name in OWN)
-        yours = f"a rule of yours that is wrong ({own}), " if own else ""
         return Disagreement(
-            f"the compact network of {name} {words}. To blame: {'; '.join(blamed)}. To leave that whole: "
-            f"hfp.wrap(..., ignore={list(whole)}). This is {yours}a bug of hfp, or code in the model "
-            "that no trace shows (arithmetic on a width, a branch on it); please report it with the model's code",
+            f"{before}To blame: {'; '.join(blamed)}. To leave that whole: hfp.wrap(..., ignore={list(whole)}){after}",
             tuple(sorted({number for together in culprits for number in together})),
         )
+
+    def _only(self, keep: Tensor, groups: Sequence[int]) -> Tensor:
+        """These groups cut as in `keep`, and all others whole."""
+        only = torch.ones_like(keep)
+        for number in groups:
+            channels = self.table.groups[number].channels
+            only[channels] = keep[channels]
+        return only
+
+    def _culprits(self, keep: Tensor, groups: Sequence[int], wrong: Wrong) -> list[list[int]]:
+        """Of `groups` that go wrong, the sets that do so by themselves: halves are tried, and their halves."""
+        if len(groups) == 1:
+            return [list(groups)]
+        halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+        failing = [half for half in halves if wrong(self._only(keep, half))]
+        found = [culprit for half in failing for culprit in self._culprits(keep, half, wrong)]
+        return found or [self._needed(keep, list(groups), wrong)]
+
+    def _needed(self, keep: Tensor, groups: list[int], wrong: Wrong) -> list[int]:
+        """Of groups that go wrong only together, those without which nothing does."""
+        for number in list(groups):
+            rest = [other for other in groups if other != number]
+            if wrong(self._only(keep, rest)):
+                groups = rest
+        return groups
 
     def _shared(self) -> str:
         """What is the matter with functions that hold the model, if there are any."""

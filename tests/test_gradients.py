@@ -126,6 +126,21 @@ def test_what_a_trace_does_not_show_is_found_by_its_gradients(name: str) -> None
     assert hfp.verify(layers(run), whole) < 1e-5
 
 
+def test_all_that_is_to_blame_is_named_at_once_and_nothing_else() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = AcrossChannels.apply(net.a(x))
+        h = AcrossChannels.apply(net.c(net.b(h).relu()))
+        return net.e(net.d(h).relu())
+
+    torch.manual_seed(0)
+    net = Net(run, a=conv(3, 8), b=conv(8, 7), c=conv(7, 6), d=conv(6, 9), e=conv(9, 4))
+    with pytest.raises(hfp.Disagreement, match="made by a, read by b.*; .*made by c, read by d") as found:
+        hfp.wrap(net, X, target_macs=0.5)
+    assert str(found.value).endswith("hfp.wrap(..., ignore=['a', 'c'])")
+    assert len(found.value.groups) == 2
+    hfp.wrap(net, X, target_macs=0.8, ignore=["a", "c"], verify=True)
+
+
 def test_a_function_that_a_copy_shares_is_found() -> None:
     """The compact network would read the parameter of the model, and never train its own."""
 
