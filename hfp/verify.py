@@ -315,9 +315,10 @@ class Proof:
         )
 
     def _maker(self, number: int) -> str:
-        """A module that makes the channels of a group: to ignore it leaves them whole."""
+        """A module that makes the channels of a group, and as little else as may be: to ignore it leaves them whole."""
         made = [tensor for tensor, dim in self.table.groups[number].members if (tensor, dim) not in self.table.readers]
-        return next((owner for tensor in made if (owner := tensor.rpartition(".")[0])), "*")
+        owners = [owner for tensor in made if (owner := tensor.rpartition(".")[0])]
+        return min(owners, key=lambda owner: len(list(self.model.get_submodule(owner).modules())), default="*")
 
 
 class Unsuited(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from specimen import Net, conv
+from specimen import Net, conv, parameter
 from torch import Tensor, nn
 from zoo import ZOO
 
@@ -139,6 +139,16 @@ def test_all_that_is_to_blame_is_named_at_once_and_nothing_else() -> None:
     assert str(found.value).endswith("hfp.wrap(..., ignore=['a', 'c'])")
     assert len(found.value.groups) == 2
     hfp.wrap(net, X, target_macs=0.8, ignore=["a", "c"], verify=True)
+
+
+def test_the_advice_leaves_as_little_whole_as_may_be() -> None:
+    """The block owns a parameter of the group that is to blame, but there is more inside it."""
+    torch.manual_seed(0)
+    block = Net(lambda net, x: net.scale * net.b(net.a(x).relu()), a=conv(3, 8), b=conv(8, 6), scale=parameter(6, 1, 1))
+    with pytest.raises(hfp.Disagreement, match=r"ignore=\['block.b'\]"):
+        hfp.wrap(
+            Net(lambda net, x: net.c(AcrossChannels.apply(net.block(x))), block=block, c=conv(6, 4)), X, target_macs=0.8
+        )
 
 
 def test_a_function_that_a_copy_shares_is_found() -> None:
