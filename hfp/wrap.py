@@ -45,8 +45,8 @@ def wrap(
     >>> [type(layer).__name__ for layer in small], small[0].out_channels
     (['Conv2d', 'ReLU', 'Conv2d'], 4)
 
-    `example_inputs`: a tensor, a tuple of tensors or a dict of keyword tensors; may be left out for a model that tells
-        its own `input_size` (channels, height, width).
+    `example_inputs`: a tensor, a tuple of tensors or a dict of keyword tensors, a batch of one is enough (proofs
+        compute on all of it); may be left out for a model that tells its own `input_size` (channels, height, width).
     `target_macs`, `target_params`: a float in (0, 1] is a share of the dense model, an int a count (multiply-adds are
         those of one pass of the example inputs); either or both.
     `steps`: training steps (calls of `complexity_loss`) in which the budget comes down to the target.

@@ -1,8 +1,9 @@
 """Run the model once on the meta device and watch where the labels go.
 
-The run needs no data and no memory: parameters and inputs are shapes only. It happens below the model's own code, on
-ATen operators, so any Python control flow that runs can be followed. The model is run in evaluation mode, in which
-costs are counted, and once more in training mode where that could make a difference (auxiliary heads, say).
+The run needs no data and no memory: parameters and inputs are shapes only, but for models whose code looks at values;
+of these a copy is run, on the example inputs. It happens below the model's own code, on ATen operators, so any Python
+control flow that runs can be followed. The model is run in evaluation mode, in which costs are counted, and once more
+in training mode where that could make a difference (auxiliary heads, say).
 """
 
 from __future__ import annotations
