@@ -236,7 +236,8 @@ def _deduplicate(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
-    memories = Counter(x.untyped_storage().data_ptr() for x in tensors.values() if x.layout == torch.strided)
+    here = [x for x in tensors.values() if x.layout == torch.strided and x.device.type == "cpu"]  # others are copied
+    memories = Counter(x.untyped_storage().data_ptr() for x in here)
     for name, tensor in tensors.items():
         tensor = tensor.detach()
         if tensor.layout != torch.strided:
@@ -250,7 +251,7 @@ def _deduplicate(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
             aliases[name] = first
         else:
             # Those that share memory get copies: safetensors refuses tensors that overlap, as views of one buffer do.
-            shares = memories[tensor.untyped_storage().data_ptr()] > 1
+            shares = tensor.device.type == "cpu" and memories[tensor.untyped_storage().data_ptr()] > 1
             stored[name] = tensor.to("cpu", copy=shares).contiguous()
     return stored, aliases
 

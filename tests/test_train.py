@@ -330,7 +330,7 @@ def test_another_run_is_not_a_resumed_one(
         (["--target-macs", "0.4", "--weights", "none.th"], "--weights none.th: there is no such file"),
         (["--target-macs", "0.4", "--prune-epochs", "0"], "'0' is not an integer of 1 or more"),
         (["--target-macs", "0.4", "--lr", "inf"], "'inf' is not a number of zero or more"),
-        (["--target-macs", "0.4", "--distill", "1"], "'1' is not below 1"),
+        (["--target-macs", "0.4", "--distill", "1.5"], "'1.5' is above 1"),
         (["--target-macs", "0.4", "--device", "abacus"], "--device abacus cannot be used here"),
         (["--target-macs", "0.4", "--dataset", "imagefolder", "--data-dir", "nowhere"], "nowhere"),
         (["--target-macs", "0.4", "--ignore", "conv9"], "matches no module of the network"),

@@ -145,9 +145,9 @@ def test_a_forward_may_write_to_its_input(looks: bool) -> None:
 CHANGES: dict[str, Any] = {
     "another head": (
         lambda model: setattr(model, "2", nn.Linear(8, 5)),
-        r"2.weight, which was \(2, 8\) .*, is \(5, 8\) now",
+        r"2.weight, which is \(5, 8\), was \(2, 8\) when the model was wrapped",
     ),
-    "a mask": (lambda model: prune.l1_unstructured(model[2], "weight", 0.3), "2.weight, .*, is gone: change"),
+    "a mask": (lambda model: prune.l1_unstructured(model[2], "weight", 0.3), "2.weight, which is not there, was"),
     "another layer": (lambda model: model.append(nn.Linear(2, 2)), "3.weight was not there when the model was wrapped"),
 }
 
