@@ -117,6 +117,18 @@ def test_distillation_pulls_the_student_to_the_teacher() -> None:
     assert teacher.weight.grad is None
 
 
+@pytest.mark.parametrize("distill", [0.0, 0.5])
+def test_beside_a_teacher_no_step_is_longer_than_a_clipped_gradient(distill: float) -> None:
+    torch.manual_seed(0)
+    student, teacher = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
+    (x, y), before = batches(8)[0], student.weight.detach().clone()
+    recipe = loop.Recipe(distill=distill, teacher=teacher if distill else None)
+    loop.train_epoch(student, [(1e4 * x, y)], sgd(student, 0.01), recipe, lr_factor=lambda step: 1)
+    longest = 0.01 * loop.LARGEST_GRADIENT * 1.9  # Nesterov's first step is that of the gradient and 0.9 of it
+    moved = (student.weight - before).norm().item()
+    assert moved == pytest.approx(longest, rel=1e-4) if distill else moved > 10 * longest
+
+
 def test_bfloat16_and_channels_last_run_and_losses_stay_in_float32() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 3))
     images = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]))]

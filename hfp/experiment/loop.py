@@ -30,6 +30,10 @@ AUXILIARY_WEIGHT = 0.3
 DISTILLATION_TEMPERATURE = 4.0
 """Softens teacher and student alike; T in Hinton et al., 2015, equation 1."""
 
+LARGEST_GRADIENT = 10.0
+"""Norm to which gradients are clipped beside a teacher. Its softened loss is curved even where cross-entropy is flat,
+so that networks without normalisation leave the minimum that they start from; others stay below this."""
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -37,7 +41,8 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 class Recipe:
     """What is minimised and how it is computed, the same for every phase of a run.
 
-    With a teacher, the task loss is `(1 - distill) * cross_entropy + distill * KL(teacher || student)`.
+    With a teacher, the task loss is `(1 - distill) * cross_entropy + distill * T^2 * KL(teacher || student)`, both
+    softened by the temperature T, and gradients are clipped.
     """
 
     label_smoothing: float = 0.0
@@ -141,6 +146,9 @@ def train_epoch(
         extra = penalty() if penalty is not None else task.new_zeros(())
         optimizer.zero_grad(set_to_none=True)
         (task + extra).backward()
+        if recipe.teacher is not None:
+            for group in optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], LARGEST_GRADIENT)
         optimizer.step()
         correct = (main_output(output).argmax(1) == y).sum()
         running.add(len(y), task_loss=task.detach() * len(y), penalty=extra, correct=correct)
