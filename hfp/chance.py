@@ -6,6 +6,10 @@ With fewer channels it draws fewer numbers, so even from the same seed every one
 
 from __future__ import annotations
 
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +20,37 @@ DRAWN = 0.5
 """In place of every number: within most distributions, and none that would hide what it meets."""
 _LAYERS = {"lstm", "gru", "rnn_relu", "rnn_tanh", "_cudnn_rnn", "miopen_rnn"}
 """Draw in training mode only."""
+
+
+@contextmanager
+def forked(seed: int | None = None) -> Iterator[None]:
+    """What PyTorch, NumPy and Python draw in here changes nothing outside; from a `seed`, it is the same every time.
+
+    Without a seed only what is drawn on the CPU is put back.
+
+    >>> with forked(0):
+    ...     first = random.random(), torch.rand(())
+    >>> with forked(0):
+    ...     first == (random.random(), torch.rand(()))
+    True
+    """
+    on_gpu = torch.cuda.is_initialized()
+    devices = range(torch.cuda.device_count()) if on_gpu and seed is not None else []
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    array = None if numpy is None else numpy.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            if seed is not None:
+                # That of a GPU which nobody has used yet would be set for good.
+                (torch.default_generator if torch.cuda.is_available() and not on_gpu else torch).manual_seed(seed)
+                random.seed(seed)
+                if numpy is not None:
+                    numpy.random.seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            if numpy is not None:
+                numpy.random.set_state(array)
 
 
 class NoChance(TorchDispatchMode):

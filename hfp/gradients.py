@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from hfp import surgery
 from hfp.ambient import as_set
-from hfp.chance import NoChance
+from hfp.chance import NoChance, forked
 from hfp.eager import eagerly
 from hfp.inputs import Arguments
 from hfp.names import Names
@@ -85,8 +85,7 @@ def _gradients(
     learning = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad and tensor.is_leaf}
     args, kwargs = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
     generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad(), torch.random.fork_rng(), eagerly(), nullcontext() if chance else NoChance():
-        torch.manual_seed(0)
+    with torch.enable_grad(), forked(0), eagerly(), nullcontext() if chance else NoChance():
         with as_set():
             out = function(*args, **kwargs)
         outs = [_real(x) for x in tensors_of(out) if x.requires_grad]

@@ -12,6 +12,7 @@ from torch import nn
 
 from hfp import surgery
 from hfp.ambient import as_set
+from hfp.chance import forked
 from hfp.channels import ChannelTable
 from hfp.inputs import Arguments, placed
 from hfp.turns import one_at_a_time
@@ -52,7 +53,7 @@ def measured(model: nn.Module, inputs: Arguments) -> int:
         one_at_a_time,  # ptflops, too, stands in for functions of PyTorch
         as_set(),
         torch.enable_grad(),
-        torch.random.fork_rng(devices=[]),
+        forked(),
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(said),
     ):

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from hfp.ambient import as_set
 from hfp.attention import MultiheadAttention
-from hfp.chance import NoChance
+from hfp.chance import NoChance, forked
 from hfp.channels import ChannelTable
 from hfp.chunks import rows_at_hand
 from hfp.copies import copied, uncollected
@@ -219,8 +219,7 @@ def difference(
     args, kwargs = inputs if as_given else noisy(inputs)
     outs = []
     for function in (a, b):
-        with torch.no_grad(), torch.random.fork_rng(), eagerly(), nullcontext() if chance else NoChance():
-            torch.manual_seed(0)
+        with torch.no_grad(), forked(0), eagerly(), nullcontext() if chance else NoChance():
             own_args, own_kwargs = tree_map(_copied, (args, kwargs))
             with as_set():
                 out = function(*own_args, **own_kwargs)

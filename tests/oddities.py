@@ -23,7 +23,7 @@ def channels_along_the_space_of_a_convolution() -> Net:
     return Net(run, a=conv(3, 6), mix=nn.Conv1d(1, 1, 3, padding=1), b=nn.Linear(6, 4))
 
 
-@trap(None)
+@trap({"a.weight/0 a.bias/0 b.weight/1": 6, "each.weight/0 each.bias/0 b.weight/1": 2})
 def channels_along_the_batch_of_a_convolution() -> Net:
     def run(net: Net, x: Tensor) -> Tensor:
         h = net.a(x)
@@ -243,7 +243,7 @@ def output_in_a_dataclass() -> Net:
     return Net(lambda net, x: Answer(net.b(net.a(x))), a=conv(3, 6), b=conv(6, 4))
 
 
-@trap(None)
+@trap({places("a", "b.weight/1"): 6})
 def activation_as_a_parameter() -> Net:
     return between(lambda h: nn.Parameter(h))
 
@@ -251,6 +251,22 @@ def activation_as_a_parameter() -> Net:
 @trap(None)
 def activation_as_data() -> Net:
     return between(lambda h: h.data)
+
+
+class Subclassed(Tensor):
+    """As those of fastai, and of torchvision's transforms."""
+
+
+@trap({places("a", "b.weight/1"): 6})
+def activation_and_output_of_a_subclass() -> Net:
+    run = lambda net, x: net.b(net.a(x).mT.as_subclass(Subclassed).relu().mT).as_subclass(Subclassed)  # noqa: E731
+    return Net(run, a=conv(3, 6), b=conv(6, 4))
+
+
+@trap({places("a", "b.weight/1"): 6})
+def input_of_a_subclass_and_back() -> Net:
+    run = lambda net, x: net.b(net.a(x.as_subclass(Subclassed)).relu().as_subclass(Tensor))  # noqa: E731
+    return Net(run, a=conv(3, 6), b=conv(6, 4))
 
 
 @trap(None)

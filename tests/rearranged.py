@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,30 @@ def blur_of_an_expanded_filter() -> Net:
     def run(net: Any, x: Tensor) -> Tensor:
         h = F.pad(net.a(x), (1, 1, 1, 1), mode="reflect")
         return net.b(F.conv2d(h, net.filter.expand(h.size(1), -1, -1, -1), groups=h.size(1)))
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4), filter=parameter(1, 1, 3, 3))
+
+
+def filtered_by(made: Callable[[Net, int], Tensor]) -> Net:
+    run = lambda net, x: net.b(F.conv2d(h := net.a(x), made(net, h.shape[1]), padding=1, groups=h.shape[1]))  # noqa: E731
+    return Net(run, a=conv(3, 6), b=conv(6, 4), filter=parameter(1, 1, 3, 3))
+
+
+@specimen(least=AB)
+def blur_of_a_list_of_one_filter() -> Net:
+    return filtered_by(lambda net, channels: torch.cat([net.filter] * channels, dim=0))
+
+
+@specimen(least=AB)
+def blur_of_a_stack_of_one_filter() -> Net:
+    return filtered_by(lambda net, channels: torch.stack([net.filter[0] for _ in range(channels)]))
+
+
+@specimen(least=AB)
+def blur_of_images_of_one_channel() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        n, c, height, width = (h := net.a(x)).shape
+        return net.b(F.conv2d(h.view(n * c, 1, height, width), net.filter, padding=1).view(n, c, height, width))
 
     return Net(run, a=conv(3, 6), b=conv(6, 4), filter=parameter(1, 1, 3, 3))
 

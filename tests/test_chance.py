@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,6 +58,25 @@ def test_a_wrong_cut_of_a_network_that_draws_is_found() -> None:
     if table.groups:  # whatever the trial thinks of it
         with pytest.raises(hfp.Disagreement):
             hfp.verify(model, table)
+
+
+GENERATORS: list[Callable[[], float]] = [random.random, np.random.rand, lambda: float(torch.rand(()))]
+
+
+@pytest.mark.parametrize("draw", GENERATORS)
+def test_what_python_and_numpy_draw_is_the_same_for_both_and_leaves_no_trace(draw: Callable[[], float]) -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.b(net.a(x * draw()).relu() if draw() < 0.5 else net.a(x))
+
+    for seed in range(3):
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        torch.rand(()), random.random(), np.random.rand()
+        model = Net(run, a=nn.Linear(8, 16), b=nn.Linear(16, 4))
+        states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        net = hfp.wrap(model, X, target_macs=0.5, verify=True)
+        hfp.verify(model, net.table, X)
+        assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        assert net.compact().a.out_features == 8  # type: ignore[union-attr]
 
 
 def test_what_is_drawn_is_one_number_and_still_rests_on_what_it_rested_on() -> None:

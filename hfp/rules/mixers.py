@@ -82,13 +82,13 @@ def convolution(ledger: Ledger, call: Call) -> Labels:
 
 
 def _beside(ledger: Ledger, call: Call) -> dict[int, Tensor | None]:
-    """Axis -> labels of axes of the input that a convolution leaves alone: its kernel is 1 there, its stride too."""
+    """Axis -> labels of axes of the input that a convolution leaves alone: of the batch, or its kernel is 1 there."""
     x, weight = call.args[:2]
     beside: dict[int, Tensor | None] = {}
     for axis, ids in enumerate(call.labels(x)):
         if ids is None or axis == 1:
             continue
-        if axis > 1 and weight.shape[axis] == 1 and call.out.shape[axis] == x.shape[axis]:
+        if axis == 0 or (weight.shape[axis] == 1 and call.out.shape[axis] == x.shape[axis]):
             beside[axis] = ids
         else:
             ledger.pin(ids, "is convolved along the channels", call.place)

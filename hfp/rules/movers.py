@@ -9,6 +9,7 @@ follow.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,7 +129,8 @@ def cat(ledger: Ledger, call: Call) -> Labels:
         if axis != joined:
             labels.append(_tied(ledger, call, ids))
         elif all(vector is None for vector in ids):
-            labels.append(None)
+            repeats = call.out.shape[joined] == len(tensors) and _repeats(tensors)
+            labels.append(anything(len(tensors)) if repeats else None)
         else:
             parts = [
                 torch.full((tensor.shape[axis],), FIXED) if vector is None else vector
@@ -158,8 +160,19 @@ def stack(ledger: Ledger, call: Call) -> Labels:
     """A new axis; along every other axis the parts are tied to each other."""
     every = [call.labels(tensor) or (None,) * tensor.dim() for tensor in call.args[0]]
     labels = [_tied(ledger, call, ids) for ids in zip(*every, strict=True)]
-    labels.insert(call.argument(1, "dim", 0) % call.out.dim(), None)
+    repeats = _repeats(call.args[0])
+    labels.insert(call.argument(1, "dim", 0) % call.out.dim(), anything(len(every)) if repeats else None)
     return tuple(labels)
+
+
+def _repeats(tensors: Sequence[Tensor]) -> bool:
+    """Whether these are several times the same numbers: `[kernel] * c`, `[kernels[0] for _ in range(c)]`."""
+    strided = all(x.layout == torch.strided for x in tensors)
+    return len(tensors) > 1 and strided and len(set(map(_place, tensors))) == 1
+
+
+def _place(x: Tensor) -> tuple[Any, ...]:
+    return x.untyped_storage()._cdata, x.storage_offset(), x.stride()
 
 
 def expand(ledger: Ledger, call: Call) -> Labels:

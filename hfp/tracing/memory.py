@@ -34,6 +34,8 @@ class Memory:
         self._first: dict[int, tuple[Any, _Entry, Callable[[], Tensor | None]]] = {}
         """By the address of a storage: what keeps the address from being another's; the entry of the first tensor that
         was on it; and that tensor, if it is still there."""
+        self._alike: dict[tuple[Any, ...], _Entry] = {}
+        """By storage and the place on it: the entry of the last tensor there."""
 
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self._entries
@@ -61,11 +63,21 @@ class Memory:
         if storage._cdata not in self._first:
             held = tensor if tensor.is_meta else StorageWeakRef(storage)
             self._first[storage._cdata] = held, entry, weakref.ref(tensor)
+        self._alike[_place(tensor)] = entry
 
-    def beside(self, tensor: Tensor) -> Labels:
-        """The labels of the first tensor that was on the storage of this one."""
-        first = self._first.get(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else None
-        return () if first is None else first[1].labels
+    def adopt(self, tensor: Tensor) -> Labels:
+        """A tensor that no operator has made has the labels of one that is the same numbers, `x.as_subclass(...)`.
+
+        If there is none, it has no labels; those of the first tensor that was on its storage are what it may hide.
+        """
+        entry = self._entry(tensor)
+        if tensor.layout != torch.strided or (first := self._first.get(tensor.untyped_storage()._cdata)) is None:
+            return ()
+        alike = self._alike.get(_place(tensor))
+        if alike is None:
+            return first[1].labels
+        entry.labels, entry.stored = alike.labels, alike.stored
+        return ()
 
     def write_through(self, view: Tensor, labels: Labels) -> None:
         """These labels were written into a view. Where the first tensor on its storage is alike all along, it has them.
@@ -95,3 +107,8 @@ class Memory:
             held = tensor if tensor.is_meta else weakref.ref(tensor, lambda _: self._entries.pop(number))
             entry = self._entries[number] = _Entry(held)
         return entry
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype

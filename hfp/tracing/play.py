@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hfp.ambient import as_set
+from hfp.chance import forked
 from hfp.eager import eagerly
 from hfp.inputs import Arguments, placed
 from hfp.labels import Place
@@ -57,7 +58,7 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
         as_set(),
         preserved(model),
         _unfused(),
-        torch.random.fork_rng(devices=[]),
+        forked(),
         torch.no_grad(),
         eagerly(),
         unremembered(),

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from hfp.ambient import as_set
+from hfp.chance import forked
 from hfp.eager import eagerly
 from hfp.inputs import placed, shape_of
 from hfp.labels import Labels, Ledger
@@ -294,7 +295,7 @@ def _failure(subject: Subject) -> Exception | None:
     for name in subject.names.parameters:  # whose gradient a forward may ask for
         shadows[name].requires_grad_(subject.names.tensors[name].requires_grad)
     args, kwargs = placed(subject.inputs, next(iter(shadows.values()), torch.zeros(0)).device)
-    with as_set(), preserved(subject.model), torch.random.fork_rng(devices=[]), torch.no_grad(), eagerly():
+    with as_set(), preserved(subject.model), forked(), torch.no_grad(), eagerly():
         set_mode(subject.model, False)
         try:
             swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}

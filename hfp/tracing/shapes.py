@@ -116,6 +116,11 @@ def _filled(fill: Callable[..., Tensor], x: Tensor, mask: Tensor, value: Tensor)
     return fill(x, mask, value.to("meta")) if value.dim() == 0 and not value.is_meta else None
 
 
+def _where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor | None:
+    """Conditions of bytes are as good, with a warning, as those of truth values; on shapes PyTorch refuses them."""
+    return aten.where.self(condition.bool(), x, y) if condition.dtype == torch.uint8 else None
+
+
 def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     if not x.is_floating_point() or x.dim() < 2:
         return None
@@ -239,6 +244,7 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, name).Scalar: _compared for name in "eq ne lt le gt ge".split()},
     aten.masked_fill.Tensor: partial(_filled, aten.masked_fill.Tensor),
     aten.masked_fill_.Tensor: partial(_filled, aten.masked_fill_.Tensor),
+    aten.where.self: _where,
     aten.native_batch_norm.default: _batch_norm,
     aten.addmm.default: _addmm,
     aten.bmm.default: _bmm,

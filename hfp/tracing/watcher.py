@@ -37,7 +37,7 @@ from hfp.tracing.sizes import SIZE_FREE
 _PLACES = set("roll flip rot90 glu gather index_select pixel_shuffle pixel_unshuffle".split())
 SIZELESS = (set(POINTWISE) - set(FACTORIES)) | set(REDUCERS) | set(NORMS) | _PLACES
 """Operators none of whose arguments is a size: the numbers that they are given must not depend on the channels."""
-_LABELLING = {"expand", "repeat", *UNIFORM}  # their output has labels, even if no input does
+_LABELLING = {"expand", "repeat", "cat", "stack", *UNIFORM}  # their output has labels, even if no input does
 _MOVED_IN_PLACE = set(MOVERS) - {"t", "transpose", "swapaxes", "as_strided"}  # all but those that leave the rank
 _SAME_TENSOR = set("t transpose permute alias detach clone contiguous _to_copy view expand unsqueeze squeeze".split())
 
@@ -103,6 +103,8 @@ class Watcher(TorchDispatchMode):
 
     def labels(self, tensor: Any) -> Labels:
         """The labels of a tensor, `()` if it has none on any axis."""
+        if isinstance(tensor, Tensor) and tensor not in self._memory:
+            self._adopt(tensor)
         return self._memory.labels(tensor)
 
     @property
@@ -248,9 +250,8 @@ class Watcher(TorchDispatchMode):
         return place
 
     def _adopt(self, tensor: Tensor) -> None:
-        """What shares memory with a tensor that no operator made (`nn.Parameter(x)` in a forward) is pinned."""
-        self._pin(self._memory.beside(tensor), "is used through a tensor that no operator made", "a new tensor")
-        self._memory.label(tensor, ())
+        """What is on the memory of one that no operator made, and is not the whole of it, is pinned."""
+        self._pin(self._memory.adopt(tensor), "is used through a tensor that no operator made", "a new tensor")
 
     def to_meta(self, arguments: Any, numbers: bool = False) -> Any:
         """Arguments of one function on one device: the meta device, if one of them is there.

@@ -35,6 +35,22 @@ def test_a_tensor_of_shapes_is_held() -> None:
     assert held() is not None
 
 
+class Subclass(Tensor):
+    pass
+
+
+def test_what_is_the_same_numbers_has_the_same_labels() -> None:
+    memory = Memory()
+    x = torch.zeros(1, 4)
+    memory.label(x, (None, IDS))
+    memory.meet(x, stored=True)
+    same, part, turned = x.as_subclass(Subclass), x[:, 1:], x.mT
+    assert memory.adopt(same) == () and memory.labels(same)[1] is IDS and memory.is_stored(same)
+    for other in (part, turned):  # may be any view, of which nothing is known
+        assert memory.adopt(other)[1] is IDS and memory.labels(other) == ()
+    assert memory.adopt(torch.zeros(1, 4)) == ()
+
+
 def test_what_shares_memory_is_known_by_the_first_on_it_even_when_that_is_gone() -> None:
     memory = Memory()
     x = torch.zeros(1, 4)
@@ -43,10 +59,10 @@ def test_what_shares_memory_is_known_by_the_first_on_it_even_when_that_is_gone()
     view = x.view(2, 2)
     memory.meet(view)
     del x
-    assert memory.beside(nn.Parameter(view))[1] is IDS
+    assert memory.adopt(view[:1])[1] is IDS
     del view
     others = [torch.zeros(1, 4) for _ in range(100)]
-    assert not any(memory.beside(other) for other in others)
+    assert not any(memory.adopt(other) for other in others)
 
 
 GONE: list[bool] = []

@@ -71,6 +71,9 @@ def arguments(func: Any, generator: random.Random) -> tuple[Any, ...]:
     if name.startswith("upsample"):
         aligned = [False] if name == "upsample_bilinear2d" else []
         return strided(generator, *some(generator, generator.choice([3, 4, 4]))), some(generator, 2), *aligned
+    if name == "where":
+        shape, dtype = generator.choice([x.shape, some(generator, 2)]), generator.choice([torch.bool, torch.uint8])
+        return meta(*shape, dtype=dtype), x, strided(generator, *generator.choice([x.shape, [1], some(generator, 2)]))
     if name == "masked_fill":
         shape = generator.choice([list(x.shape), some(generator, 2), [1, *x.shape[1:]]])
         return x, meta(*shape, dtype=torch.bool), torch.zeros((), dtype=x.dtype)
@@ -106,6 +109,11 @@ def described(out: Any) -> list[Any]:
     return [(x.shape, steps, x.dtype, x.device.type) for x, steps in zip(outs, strides, strict=True)]
 
 
+def accepted(x: Tensor) -> Tensor:
+    """What PyTorch takes on shapes: no other device, and no conditions of bytes, as in code older than truth values."""
+    return (x.bool() if x.dtype == torch.uint8 else x).to("meta")
+
+
 @pytest.mark.parametrize("func", sorted(shapes._PLAIN, key=full_name), ids=full_name)
 def test_outputs_are_those_of_pytorch(func: Any) -> None:
     if func.__name__.startswith("_grouped_mm"):
@@ -118,7 +126,7 @@ def test_outputs_are_those_of_pytorch(func: Any) -> None:
         generator = random.Random(seed)
         args = arguments(func, generator)
         try:
-            beside = [x.to("meta") if isinstance(x, Tensor) else x for x in args]  # which is all that PyTorch takes
+            beside = [accepted(x) if isinstance(x, Tensor) else x for x in args]
             expected = described(func(*beside))
             if func is aten.convolution.default:  # which lets pass on shapes what it refuses on numbers
                 func(*(torch.zeros(x.shape) if isinstance(x, Tensor) else x for x in args))
