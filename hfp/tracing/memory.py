@@ -71,7 +71,10 @@ class Memory:
         If there is none, it has no labels; those of the first tensor that was on its storage are what it may hide.
         """
         entry = self._entry(tensor)
-        if tensor.layout != torch.strided or (first := self._first.get(tensor.untyped_storage()._cdata)) is None:
+        if tensor.layout != torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return ()  # it has no storage
+        first = self._first.get(tensor.untyped_storage()._cdata)
+        if first is None:
             return ()
         alike = self._alike.get(_place(tensor))
         if alike is None:

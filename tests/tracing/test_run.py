@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from promises import snapshot
-from specimen import Net, conv
+from specimen import Net, conv, parameter
 from torch import Tensor, nn
 from zoo import ZOO
 
@@ -193,14 +193,42 @@ def _centred(x: Tensor) -> Tensor:
     return x - x.mean(1, keepdim=True)
 
 
+def _halved(x: Tensor, channels: int) -> Tensor:
+    return torch.tanh(x[:, :channels]) * x[:, channels:]
+
+
+def _reshaped(x: Tensor, alpha: Tensor) -> Tensor:
+    shape = x.shape
+    x = x.reshape(shape[0], shape[1], -1)
+    return (x + torch.sin(alpha * x).pow(2)).reshape(shape)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_scripted_functions_are_followed_as_they_are_written() -> None:
+    halved, centred, reshaped = map(torch.jit.script, (_halved, _centred, _reshaped))
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.c(reshaped(centred(net.b(halved(net.a(x), net.half))), net.alpha))
+
+    torch.manual_seed(0)
+    model = Net(run, a=conv(3, 12), b=conv(6, 7), c=conv(7, 4), alpha=parameter(1, 7, 1), half=6)
+    net = hfp.wrap(model, X, target_macs=0.3, steps=1, verify=True)
+    assert sorted(group.width for group in net.table.groups) == [6, 7]
+    (net(X).square().mean() + net.complexity_loss()).backward()
+    small = net.eval().compact()
+    torch.testing.assert_close(small(X), net(X))
+    assert type(torch._C.ScriptFunction.__call__).__name__ != "function"  # as it was
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_functions_in_torchscript() -> None:
-    """What works across channels in there cannot be given something else, so these stay whole."""
+    """What works across channels in there, and was never Python, cannot be given something else: it stays whole."""
 
     def net(function: Any) -> Net:
         return Net(lambda n, x: n.b(function(n.a(x))), a=conv(3, 6), b=conv(6, 4), helper=function)
 
-    swish, centred = torch.jit.script(_swish), torch.jit.script(_centred)
+    text = "def centred(x):\n    return x - x.mean(1, True)\n"
+    swish, centred = torch.jit.script(_swish), torch.jit.CompilationUnit(text).centred
     assert trace(net(swish), X).channels == 6
     hfp.wrap(net(swish), X, target_macs=0.5, verify=True).compact()
     (pinned,) = [pin for pin in trace(net(centred), X).pinned if pin.tensor == "a.weight"]
