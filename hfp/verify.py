@@ -105,6 +105,8 @@ class Proof:
         self.original = model  # of which `model` may be a copy in another precision
         self.readers = gates.Readers(model, table) if readers is None else readers
         self.ignored, self.chance, self.as_given = ignored, chance, tells_values(table.inputs)
+        self.written: dict[str, None] = {}
+        """Names of the buffers that a forward has written to, in evaluation mode."""
         self.tolerance = surgery.TOLERANCE.get(self.dtype, 1e-4) if tolerance is None else tolerance
 
     def check_gradients(self, keep: Tensor) -> None:
@@ -206,18 +208,22 @@ class Proof:
 
         small = surgery.compact(self.model, self.table, keep) if small is None else small
         networks = self.model, small
-        buffers = {
-            b: b.detach().clone() for network in networks for b in network.buffers() if b.layout == torch.strided
-        }
+        buffers = [
+            (name, buffer, buffer.detach().clone())
+            for network in networks
+            for name, buffer in network.named_buffers()
+            if buffer.layout == torch.strided
+        ]
         try:
             with preserved(self.model), preserved(small):
                 for network in networks:
                     set_mode(network, False)
                 yield gated, small
         finally:
-            for buffer, before in buffers.items():
+            for name, buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.data.copy_(before)
+                    self.written[name] = None
 
     def _judge(self) -> Proof:
         """The same in float64, without chance, or both, if the model takes it: with nothing cut, all is the same."""
@@ -253,18 +259,19 @@ class Proof:
                 "example inputs in whose place random numbers may stand, and an output that is the same twice",
                 (),
             )
-        own = ", ".join(name if isinstance(name, str) else name.__name__ for name in OWN)
-        yours = f"a rule of yours that is wrong ({own}), " if own else ""
-        causes = (
-            f". This is {yours}a bug of hfp, or code in the model "
-            "that no trace shows (arithmetic on a width, a branch on it); please report it with the model's code"
-        )
-        return self._blaming(
-            keep,
-            f"the compact network of {name} {words}. ",
-            causes,
-            lambda only: self.compared(only)[0] > self.tolerance,
-        )
+        if written := ", ".join(list(self.written)[:SHOWN]):
+            causes = (
+                f". Its forward writes to {written}, in evaluation mode, too: if it sets itself up by the first batch "
+                "that it sees, run the model once on your data before hfp.wrap"
+            )
+        else:
+            own = ", ".join(name if isinstance(name, str) else name.__name__ for name in OWN)
+            yours = f"a rule of yours that is wrong ({own}), " if own else ""
+            causes = (
+                f". This is {yours}a bug of hfp, or code in the model that no trace shows (arithmetic on a width, a "
+                "branch on it); please report it with the model's code"
+            )
+        return self._blaming(keep, f"the compact network of {name} {words}. ", causes, wrong)
 
     def _blaming(self, keep: Tensor, before: str, after: str, wrong: Wrong) -> Disagreement:
         """With the groups to blame, those that are `wrong` by themselves, and the call that leaves them whole."""

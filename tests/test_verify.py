@@ -292,3 +292,23 @@ def test_the_fault_of_a_cut_network_is_not_excused() -> None:
     model.picky = True
     with pytest.raises(hfp.Disagreement, match="does not run .*no such row"):
         hfp.verify(model, table, x)
+
+
+def test_a_codebook_that_the_first_batch_sets_up_is_to_be_set_up_before() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).relu()
+        if not bool(net.ready):
+            net.codes.copy_(h.detach()[:5])
+            net.ready.fill_(True)
+        return net.b(h + net.codes[(h @ net.codes.t()).argmax(1)])
+
+    torch.manual_seed(0)
+    model, x = Net(run, a=nn.Linear(8, 12), b=nn.Linear(12, 4)), torch.randn(32, 8)
+    model.register_buffer("codes", torch.zeros(5, 12))
+    model.register_buffer("ready", torch.tensor(False))
+    with pytest.raises(hfp.Disagreement, match="writes to codes, ready, in evaluation mode.* run the model once"):
+        hfp.wrap(model, x, target_macs=0.5)
+    assert not model.ready and not model.codes.any()  # type: ignore[union-attr]
+    model(x)
+    net = hfp.wrap(model, x, target_macs=0.5, steps=1)
+    assert net.eval().compact().a.out_features == 6  # type: ignore[union-attr]
