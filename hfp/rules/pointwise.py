@@ -17,10 +17,10 @@ def pointwise(ledger: Ledger, call: Call) -> Labels:
     operands = [(tensor, call.labels(tensor)) for tensor in call.tensors() if tensor.numel() != 1]
     if not any(labels for _, labels in operands):
         return ()
-    return tuple(_along(ledger, call, operands, axis - out.dim()) for axis in range(out.dim()))
+    return tuple(along(ledger, call, operands, axis - out.dim()) for axis in range(out.dim()))
 
 
-def _along(ledger: Ledger, call: Call, operands: list[tuple[Tensor, Labels]], axis: int) -> Tensor | None:
+def along(ledger: Ledger, call: Call, operands: list[tuple[Tensor, Labels]], axis: int) -> Tensor | None:
     """The labels of the output along `axis`, counted from the end. An operand that has none there would not follow."""
     extents = [labels[axis] if labels else None for x, labels in operands if x.dim() >= -axis and x.shape[axis] > 1]
     return _met(ledger, call, extents)

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from hfp.inputs import shape_of
 from hfp.labels import ANY, Labels, Ledger, Place, Term
-from hfp.rules import RULES, Call, unknown
+from hfp.rules import RULES, Call, custom
 from hfp.rules.call import base_name, stays_whole, tensors_in, values_in
 from hfp.rules.mixers import MIXERS
 from hfp.rules.movers import MOVERS
@@ -219,7 +219,7 @@ class Watcher(TorchDispatchMode):
         """Let the rule of the operator speak; its place, with the source line if it pinned something."""
         name = base_name(place.operator)
         own = rule_of(func) if isinstance(func, nn.Module) else OWN.get(name)
-        rule = own or RULES.get(name, unknown)
+        rule = own or RULES.get(name, custom)
         if name != place.operator and name in _MOVED_IN_PLACE:
             rule = stays_whole
         module = func if isinstance(func, nn.Module) else self.position.module
@@ -240,7 +240,7 @@ class Watcher(TorchDispatchMode):
         if name in ("max", "min") and isinstance(out, tuple) and (read := self.labels(args[0])):
             ids = read[call.argument(1, "dim")]
             self._largest[out[1]] = ids
-        parts = tensors_in(out) if own else labelled(out)
+        parts = tensors_in(out) if own or isinstance(labels, list) else labelled(out)
         every = labels if isinstance(labels, list) else [labels] * len(parts)
         for part, axes in zip(parts, every, strict=True):
             assert not axes or len(axes) == part.dim(), f"{place} gives {len(axes)} labels to {part.dim()} axes"
