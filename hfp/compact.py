@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def gate_difference(outcome: Outcome) -> float | None:
 
 @contextlib.contextmanager
 def destination(given: argparse.Namespace) -> Iterator[dict[str, Path]]:
-    """A path for each format; with --dry-run in a folder that goes again.
+    """A path for each format, in a folder that goes again: what is there in the end gets its name, all or nothing.
 
     Raises:
         ValueError: one of them is the checkpoint itself.
@@ -112,10 +113,11 @@ def destination(given: argparse.Namespace) -> Iterator[dict[str, Path]]:
         if path.resolve() == given.checkpoint.resolve():
             raise ValueError(f"--output {path} is the checkpoint itself; give another name.")
     if not given.dry_run:
-        yield found
-        return
-    with tempfile.TemporaryDirectory() as folder:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=None if given.dry_run else given.output.parent) as folder:
         yield {name: Path(folder) / path.name for name, path in found.items()}
+        for path in Path(folder).iterdir() if not given.dry_run else ():
+            os.replace(path, given.output.parent / path.name)
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ def atomic_write(path: str | Path, data: bytes, *, before: Path | None = None) -
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.tmp")
 
 
 def _name_too(path: Path, name: Path) -> None:
@@ -236,10 +237,11 @@ def _deduplicate(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
+    # As they are: what is conjugated by a mark alone has the memory of another tensor.
+    tensors = {name: tensor.detach().resolve_conj().resolve_neg() for name, tensor in tensors.items()}
     here = [x for x in tensors.values() if x.layout == torch.strided and x.device.type == "cpu"]  # others are copied
     memories = Counter(x.untyped_storage().data_ptr() for x in here)
     for name, tensor in tensors.items():
-        tensor = tensor.detach()
         if tensor.layout != torch.strided:
             raise ValueError(
                 f"{name} is a sparse tensor, which a file of safetensors cannot hold. Keep it out of the state dict: "

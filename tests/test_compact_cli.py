@@ -1,5 +1,6 @@
 """`python -m hfp.compact`: from any checkpoint of a run, the network that its gates mean; from a spoilt one, none."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -19,7 +20,7 @@ import hfp
 import models
 import train
 from hfp import checkpoint, compact
-from hfp.deploy import origin
+from hfp.deploy import formats, origin
 from hfp.experiment import loop
 from hfp.experiment.run import RunFolder
 
@@ -212,6 +213,23 @@ def test_a_folder_that_cannot_be_written_is_named(
     output = tmp_path / "file" / "small.safetensors"
     assert compact.main([str(moments / "prune1.safetensors"), "--output", str(output)]) == 1
     assert f"error: {output} could not be written" in capsys.readouterr().err
+
+
+def test_of_several_formats_all_are_written_or_none(
+    moments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(outcome: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise ValueError("it cannot be exported")
+
+    (tmp_path / "small.safetensors").write_bytes(b"an older one")
+    monkeypatch.setitem(
+        formats.FORMATS, "torchscript", dataclasses.replace(formats.FORMATS["torchscript"], write=fails)
+    )
+    given = [str(moments / "prune1.safetensors"), "--output", str(tmp_path / "small")]
+    assert compact.main([*given, "--format", "safetensors,torchscript"]) == 2
+    assert "it cannot be exported" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"small.safetensors": b"an older one"}
 
 
 # --- what is wanted beside the checkpoint

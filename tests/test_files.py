@@ -2,9 +2,11 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from hfp import files
 
@@ -28,7 +30,26 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
+def test_threads_may_write_the_same_file(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            files.atomic_write(tmp_path / "a", bytes([number]) * 100_000)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(set((tmp_path / "a").read_bytes())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "usual").write_bytes(b"")
     files.atomic_write(tmp_path / "folder" / "file", b"")
     assert (tmp_path / "folder" / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_what_is_conjugated_by_a_mark_is_stored_as_the_numbers_that_it_is() -> None:
+    z = torch.randn(3, dtype=torch.cfloat)
+    stored, aliases = files._deduplicate({"z": z, "conjugate": z.conj(), "imaginary": z.conj().imag})
+    assert not aliases
+    assert stored["z"].equal(z) and stored["conjugate"].equal(z.conj()) and stored["imaginary"].equal(-z.imag)
+    assert not stored["conjugate"].is_conj() and not stored["imaginary"].is_neg()

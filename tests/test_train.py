@@ -403,3 +403,14 @@ def test_a_network_that_cannot_be_gated_is_told_of(
 
     monkeypatch.setattr(hfp, "wrap", disagrees)
     assert "error: gating is not removing" in refused(["--target-macs", "0.4", "--output", str(tmp_path / "x")], capsys)
+
+
+def test_a_checkpoint_that_is_gone_is_told(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", {})
+    run.begin()
+    for epoch in (1, 2):
+        run.save({"phase": "dense", "epoch": epoch, "config": {}})
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    resumed = RunFolder.resume(tmp_path / "run")
+    assert resumed.state is not None and resumed.state["epoch"] == 1
+    assert "checkpoint.safetensors is missing. The one before" in resumed.mended[0]

@@ -193,9 +193,9 @@ class RunFolder:
                     f"as is {self.previous}. Put it back, or start a new run with another --output."
                 )
             return None
-        if not self.checkpoint.exists():
-            return _checkpoint(self.previous)
         try:
+            if not self.checkpoint.exists():
+                raise Damaged(f"{self.checkpoint} is missing.")
             return _checkpoint(self.checkpoint)
         except Damaged as error:
             if not self.previous.exists():
@@ -204,7 +204,7 @@ class RunFolder:
                 state = _checkpoint(self.previous)
             except Damaged as other:
                 raise Damaged(f"{error} The checkpoint before is no better: {other}") from other
-            self._fell_back = True
+            self._fell_back = self.checkpoint.exists()
             done = f"{state['epoch']} epochs of phase {state['phase']!r}"
             self.mended.append(
                 f"{error} The one before, {self.previous}, is whole, and has {done}: from there it goes on."
