@@ -71,8 +71,8 @@ def attention_body(
     weights = None
     if need_weights:
         scores = scaled_scores(q, k)
-        weights = torch.softmax(scores if mask is None else scores + mask, -1)
-        out = torch.matmul(F.dropout(weights, dropout, training), v)
+        weights = F.dropout(torch.softmax(scores if mask is None else scores + mask, -1), dropout, training)
+        out = torch.matmul(weights, v)
         weights = weights.mean(1) if average_attn_weights else weights
         weights = weights if batched else weights.squeeze(0)
     else:

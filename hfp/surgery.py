@@ -176,35 +176,41 @@ def _check(table: ChannelTable, keep: Tensor) -> None:
             )
 
 
+_SIZES: tuple[tuple[type[nn.Module], str, str], ...] = (
+    (nn.Linear, "weight", "out_features in_features"),
+    (nn.Bilinear, "weight", "out_features in1_features in2_features"),
+    (nn.Embedding, "weight", "num_embeddings embedding_dim"),
+    (nn.EmbeddingBag, "weight", "num_embeddings embedding_dim"),
+    (_NormBase, "weight", "num_features"),
+    (_NormBase, "running_mean", "num_features"),
+    (nn.GroupNorm, "weight", "num_channels"),
+    (nn.PReLU, "weight", "num_parameters"),
+    (nn.RNNBase, "weight_ih_l0", "_ input_size"),
+    (nn.RNNCellBase, "weight_ih", "_ input_size"),
+    (MultiheadAttention, "k_proj_weight", "_ kdim"),
+    (MultiheadAttention, "v_proj_weight", "_ vdim"),
+    (MultiheadAttention, "out_proj.weight", "embed_dim"),
+)
+"""(class, a tensor that it owns, what it calls the lengths of its dims)."""
+
+
 def _set_widths(module: nn.Module, own: Callable[[str], Tensor | None]) -> None:
     """What a module says of its own size follows the tensors that it owns (not weights that it computes)."""
+    for kind, key, attributes in _SIZES:
+        if isinstance(module, kind) and (tensor := own(key)) is not None:
+            for attribute, length in zip(attributes.split(), tensor.shape, strict=False):
+                if attribute != "_":
+                    setattr(module, attribute, length)
     weight = own("weight")
     if isinstance(module, _ConvNd) and weight is not None:
         narrow, wide = weight.shape[1] * module.groups, weight.shape[0]
         module.in_channels, module.out_channels = (wide, narrow) if module.transposed else (narrow, wide)
-    elif isinstance(module, nn.Linear) and weight is not None:
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.Embedding) and weight is not None:
-        module.num_embeddings, module.embedding_dim = weight.shape
-    elif isinstance(module, _NormBase):
-        vector = own("running_mean") if weight is None else weight
-        if vector is not None:
-            module.num_features = len(vector)
-    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        first = own("weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih")
-        if first is not None:
-            module.input_size = first.shape[1]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, MultiheadAttention):
         projection = own("out_proj.weight")
         assert projection is not None, "every attention has an output projection"
-        module.embed_dim = projection.shape[0]
         module.head_dim = projection.shape[1] // max(1, module.num_heads)
-    elif isinstance(module, nn.GroupNorm) and weight is not None:
-        module.num_channels = len(weight)
-    elif isinstance(module, nn.PReLU) and weight is not None:
-        module.num_parameters = len(weight)
 
 
 def difference(

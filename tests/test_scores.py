@@ -134,6 +134,18 @@ def test_slimming_reads_the_scales_of_norms() -> None:
     assert torch.allclose(scores[6:], filters / filters.mean())
 
 
+def test_slimming_takes_filters_where_the_scale_of_a_norm_is_computed() -> None:
+    class Exponential(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.exp()
+
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    nn.utils.parametrize.register_parametrization(model[1], "weight", Exponential())
+    net = hfp.wrap(model, torch.randn(2, 3, 8, 8), target_macs=0.5, method="slimming", steps=1)
+    net.complexity_loss()
+    assert net.compact()[0].out_channels == 3  # type: ignore[index, union-attr]
+
+
 def test_slimming_makes_scales_sparse_until_it_cuts() -> None:
     net = wrapped("slimming", steps=2)
     scale = net.model[1].weight  # type: ignore[index]

@@ -58,6 +58,21 @@ def test_an_embedding_says_its_new_size() -> None:
     assert (small[0].num_embeddings, small[0].embedding_dim) == (10, 4)
 
 
+def test_bags_and_bilinear_forms_say_their_new_sizes() -> None:
+    class Form(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.form, self.last = nn.EmbeddingBag(10, 8), nn.Bilinear(8, 8, 6), nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.bag(x)
+            return self.last(self.form(h, h))
+
+    small = halved(Form(), torch.zeros(2, 3, dtype=torch.long))
+    assert small.bag.embedding_dim == 4
+    assert (small.form.in1_features, small.form.in2_features, small.form.out_features) == (4, 4, 3)
+
+
 def test_the_class_is_the_models_own() -> None:
     model = models.build("resnet20")
     small = halved(model, None)

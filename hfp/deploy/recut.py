@@ -103,7 +103,7 @@ def compose(dense: ChannelTable, kept: Tensor, small: ChannelTable, keep: Tensor
     origin = torch.full((small.channels,), FIXED)
     stays = dense.extended(kept)
     for name, axes in dense.axes.items():
-        for before, after in zip(axes, small.axes[name], strict=True):
+        for before, after in zip(axes, small.axes.get(name, ()), strict=name in small.axes):  # constants may be idle
             before = before[stays[before]]
             if before.shape != after.shape:
                 raise ValueError(f"{name} is not cut as the record says; write the file again with hfp.save")

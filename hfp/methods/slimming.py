@@ -34,8 +34,9 @@ def scales(model: nn.Module, table: ChannelTable) -> Iterator[tuple[Tensor, Tens
     names = Names.of(model)
     for module, prefix in names.modules.items():
         weight = getattr(module, "weight", None)
-        if isinstance(module, NORMS) and isinstance(weight, Tensor) and weight.dim() == 1:
-            (vector,) = table.axes[names.aliases[f"{prefix}.weight" if prefix else "weight"]]
+        name = names.aliases.get(f"{prefix}.weight" if prefix else "weight")  # none where it is computed
+        if isinstance(module, NORMS) and name and isinstance(weight, Tensor) and weight.dim() == 1:
+            (vector,) = table.axes[name]
             if prunable(vector):
                 yield weight, vector
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Modes:
         self._watcher = watcher
         # Who changes more than `training` when the mode changes needs not ask for it afterwards.
         self._differ = any(type(m).train is not nn.Module.train or "train" in vars(m) for m in model.modules())
+        self._own, self._thread = set(model.modules()), get_ident()
         self._asked: set[nn.Module] = set()
         self._calls: list[tuple[nn.Module, Any, Any, Any]] = []
 
@@ -56,7 +58,8 @@ class Modes:
             getattr(hooks, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
 
     def _read(self, module: nn.Module) -> Any:
-        if sys._getframe(1).f_code not in _ALIKE:
+        ours = module in self._own or get_ident() == self._thread  # others may run models of theirs meanwhile
+        if ours and sys._getframe(1).f_code not in _ALIKE:
             simple = not (module._modules or module._parameters or module._buffers)
             if simple and module is self._watcher.position.module:
                 self._asked.add(module)

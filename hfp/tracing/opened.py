@@ -95,8 +95,9 @@ def var_mean(
         correction = 1 if unbiased is None else int(unbiased)
     axes = list(range(input.dim())) if dim is None or dim == () else dim
     mean = input.mean(axes, keepdim=True)
-    count = torch.ones_like(input).sum(axes, keepdim=keepdim)  # of what is left
-    variance = (input - mean).square().sum(axes, keepdim=keepdim) / (count - correction)
+    apart = (input - mean).abs() if input.is_complex() else input - mean
+    count = torch.ones_like(apart).sum(axes, keepdim=keepdim)  # of what is left
+    variance = apart.square().sum(axes, keepdim=keepdim) / (count - correction)
     return variance, mean.reshape(variance.shape)
 
 

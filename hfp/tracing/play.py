@@ -104,9 +104,12 @@ def set_mode(model: nn.Module, training: bool) -> None:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Whatever is written into its modules in here (modes, caches, counters, sizes) is put back afterwards."""
+    """Whatever is written into its modules in here (modes, caches, counters, sizes) is put back afterwards.
+
+    So is what is written into tensors that are plain attributes, but not into parameters and buffers.
+    """
     classes = [(module, type(module)) for module in model.modules()]
-    saved: dict[int, tuple[Any, Any]] = {}
+    saved: dict[int, tuple[Any, Any]] = {id(buffer): ((), ()) for buffer in model.buffers()}
     for module, _ in classes:
         _save(vars(module), saved)
         for value in list(vars(module).values()):
@@ -118,7 +121,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for module, own_class in classes:
             module.__class__ = own_class
         for container, before in saved.values():
-            if len(container) != len(before) or any(map(is_not, _flat(container), _flat(before))):
+            if isinstance(container, Tensor):
+                if container.shape == before.shape and not torch.equal(container, before):
+                    container.data.copy_(before)
+            elif len(container) != len(before) or any(map(is_not, _flat(container), _flat(before))):
                 container.clear()
                 (container.extend if isinstance(container, (list, deque)) else container.update)(before)
 
@@ -127,10 +133,12 @@ _CONTAINERS = (dict, list, set, deque)
 
 
 def _save(value: Any, saved: dict[int, tuple[Any, Any]]) -> None:
-    """Note what containers contain, those inside of others as well: id -> container, a copy."""
+    """Note what containers and tensors hold, those inside of others as well: id -> container, a copy."""
     if isinstance(value, tuple):
         for entry in value:
             _save(entry, saved)
+    elif type(value) is Tensor and value.layout == torch.strided and not value.is_meta and id(value) not in saved:
+        saved[id(value)] = value, value.detach().clone()
     elif isinstance(value, _CONTAINERS) and id(value) not in saved:
         saved[id(value)] = value, dict(value) if isinstance(value, dict) else [*value]
         for entry in _flat(saved[id(value)][1]):

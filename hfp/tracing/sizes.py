@@ -33,7 +33,7 @@ SIZE_FREE_FUNCTIONS = {"linear", "flatten"}
 """Functions that are not, though the operators in them are."""
 _RANKS = {"dim", "ndim", "ndimension", "get_device", "element_size", "itemsize", "_version"}
 _WIDTHS = """in_channels out_channels in_features out_features num_features num_embeddings embedding_dim input_size
-normalized_shape num_channels num_parameters embed_dim head_dim"""
+normalized_shape num_channels num_parameters embed_dim head_dim in1_features in2_features"""
 WIDTHS = frozenset(_WIDTHS.split())
 """Attributes in which modules of PyTorch keep sizes, see `hfp.surgery.resize`."""
 

@@ -83,3 +83,24 @@ def test_it_is_counted_as_the_first_cut_was() -> None:
     record = smaller.hfp_record
     assert record.targets["counter"] == "ptflops"  # type: ignore[union-attr]
     assert record.macs == measured(smaller, arguments(dense, None)) <= 0.3 * measured(dense, arguments(dense, None))  # type: ignore
+
+
+def test_a_constant_whose_channels_were_cut_to_one_is_no_channel_any_more() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)
+            self.scale = torch.rand(8, 1, 1) + 0.5
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.b(self.a(x) * self.scale).relu())
+
+    torch.manual_seed(0)
+    dense = Scaled()
+    net = hfp.wrap(dense, torch.zeros(1, 3, 12, 12), target_macs=0.9)
+    keep = torch.ones(net.table.channels, dtype=torch.bool)
+    keep[net.table.groups[0].channels[1:]] = False
+    net.keep = keep
+    net.stop()
+    smaller: Any = recut(dense, net.compact(), target_macs=0.1)[1]
+    assert smaller.a.out_channels == 1 and smaller.b.out_channels < 8

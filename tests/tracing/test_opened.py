@@ -118,6 +118,12 @@ def test_spreads(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dty
             assert_equal(found, right)
 
 
+def test_spreads_of_complex_numbers_are_real() -> None:
+    z = torch.randn(4, 5, dtype=torch.cdouble)
+    assert_equal(opened.var(z, 1), z.var(1))
+    assert_equal(opened.std(z), z.std())
+
+
 @pytest.mark.parametrize("options", [{}, {"dim": 1}, {"dim": -1, "keepdim": True}])
 def test_aminmax(options: dict[str, Any]) -> None:
     x = torch.randn(4, 5)

@@ -14,6 +14,7 @@ from specimen import Net, conv
 from torch import Tensor, nn
 from zoo import ZOO
 
+import hfp
 from hfp import trace, verify
 from hfp.tracing.attributes import contents
 
@@ -122,6 +123,20 @@ def test_modules_may_share_what_they_write_to(state: Any, called: bool) -> None:
     assert contents(model.state) == before
     assert [group.members for group in table.groups] == [(("first.weight", 0), ("first.bias", 0), ("last.weight", 1))]
     assert verify(model, table) < 1e-6
+
+
+def test_tensors_that_are_no_buffers_are_put_back() -> None:
+    class Counts(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.add_(1), self.listed[0].add_(1)
+            return self.b(self.a(x))
+
+    net = Counts(lambda net, x: x, a=conv(3, 6), b=conv(6, 4))
+    net.seen, net.listed = torch.zeros(()), [torch.zeros(3)]
+    wrapped = hfp.wrap(net, X, target_macs=0.5, verify=True)
+    small: Any = wrapped.compact()
+    for one in (net, small):
+        assert one.seen == 0 and not one.listed[0].any()
 
 
 def test_caches_are_put_back() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 import weakref
 from functools import cache
 from typing import Any
@@ -258,3 +259,28 @@ def test_no_model_outlives_its_networks(build: Any) -> None:
         assert gone() is None and small is not None
     finally:
         gc.enable()
+
+
+def test_what_other_threads_run_meanwhile_is_theirs() -> None:
+    """Whether the mode matters is seen by who asks for it: a model of another thread says nothing of this one."""
+
+    class Other(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if self.training else x + 1)
+
+    other = Other(4, 4)
+
+    def forwards(beside: bool) -> int:
+        calls = []
+
+        def run(net: Net, x: Tensor) -> Tensor:
+            calls.append(1)
+            if beside:
+                thread = threading.Thread(target=other, args=(torch.randn(3, 4),))
+                thread.start(), thread.join()
+            return net.b(net.a(x).relu())
+
+        trace(Net(run, a=conv(3, 6), b=conv(6, 4)), X)
+        return len(calls)
+
+    assert forwards(beside=True) == forwards(beside=False)
