@@ -9,12 +9,12 @@ is not touched: the gated weights stand in for its own during one forward.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,10 @@ from hfp.eager import eagerly
 from hfp.labels import extended
 from hfp.names import Names, tensor_of
 from hfp.recompute import recomputed
-from hfp.source import caller, line_at
 from hfp.tracing.opened import opened
-from hfp.tracing.operands import Operand, hide, settled
+from hfp.tracing.operands import hide, settled
 from hfp.tracing.position import Position, Site
+from hfp.tracing.sites import Sites, another_path
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,7 @@ class Readers:
         read = [*(table.axes[name][dim] for name, dim in table.readers), *(o.channels for o in self.operands)]
         self.lengths = [len(ids) for ids in read]
         self._ids = {torch.device("cpu"): _Ids(table.products, torch.cat([torch.empty(0, dtype=torch.long), *read]))}
-        self.at = {training: _by_site(self.operands, training) for training in (True, False)}
-        self.opened = {training: _opened(self.operands, training) for training in (True, False)}
-        self.by_line = {training: _by_line(self.operands, training) for training in (True, False)}
-        self.counted = {training: self._counted(training) for training in (True, False)}
+        self.sites = {training: Sites(self.operands, training) for training in (True, False)}
 
     def names_in(self, model: nn.Module) -> dict[nn.Module, str]:
         """Module -> name, in the model, or in a replica of it (`nn.DataParallel` makes some for every step)."""
@@ -117,128 +114,21 @@ class Readers:
                 value = torch.where(live[name] == 0, tensor, changed.detach() / live[name])
                 tensor.data.copy_(value)  # backward does not mind: it asks for what stood in
 
-    def operands_at(self, site: Site, training: bool) -> list[int]:
-        """The numbers of the operands of the function that is called there."""
-        exact = self.at[training].get(site) or self.at[training].get(site._replace(call=0))
-        lines = {self.operands[exact[0]].line} if exact else set()
-        return _at_line(site, exact, lines, self.by_line[training].get((site.inside, site.function))) or []
-
-    def _counted(self, training: bool) -> dict[Site, int]:
-        """Site without number -> calls there, at least, where nothing but the number tells one from the other."""
-        found: dict[Site, int] = {}
-        for operand in self.operands:
-            lines = self.by_line[training].get((operand.site.inside, operand.site.function), {})
-            if operand.training == training and operand.line is not None and lines[operand.line] is None:
-                site = operand.site._replace(number=0)
-                found[site] = max(found.get(site, 0), operand.site.number)
-        return found
-
-    def frame_at(self, site: Site, training: bool) -> str | None:
-        """What runs inside of the function that is called there, if that is taken apart, and has operands."""
-        frames, by_line = self.opened[training]
-        exact = site.frame if site.frame in frames else None
-        return _at_line(site, exact, frames.get(site.frame, set()), by_line.get((site.inside, site.function)))
-
-
-T = TypeVar("T")
-
-
-def _at_line(site: Site, exact: T | None, own: Set[str | None], lines: Mapping[str, T | None] | None) -> T | None:
-    """`exact`, found in the trace at lines of its `own`; unless a loop takes another number of turns than there.
-
-    `lines`: what stands at lines of code by which this function is called; None where that is not always the same.
-    """
-    if lines is None or (exact is not None and None in own):
-        return exact
-    here = line_at(caller())
-    if exact is not None and here in own:
-        return exact
-    if here in lines and lines[here] is None:
-        raise _another_path(site)
-    return lines.get(here)
-
-
-def _another_path(site: Site) -> RuntimeError:
-    return RuntimeError(
-        f"the forward takes another path than on the example inputs: {site.function} in {site.inside or 'the network'} "
-        "is called another number of times, on other channels each time; wrap the model with inputs like these, or let "
-        "it take the same path always, with no layers that are dropped at random"
-    )
-
-
-def _what(operand: Operand) -> tuple[Any, ...]:
-    """What is hidden, and how, wherever that is."""
-    return operand.argument, operand.axis, operand.how, operand.power, operand.channels.numpy().tobytes()
-
-
-def _by_line(operands: tuple[Operand, ...], training: bool) -> dict[tuple[str, str], dict[str, list[int] | None]]:
-    """(inside, function) -> line -> the operands there."""
-    found: dict[tuple[str, str], dict[str, list[int] | None]] = defaultdict(dict)
-    sites: dict[Site, list[int]] = defaultdict(list)
-    for number, operand in enumerate(operands):
-        if operand.training == training and operand.line is not None:
-            sites[operand.site].append(number)
-    for site, numbers in sites.items():
-        lines, line = found[site.inside, site.function], str(operands[numbers[0]].line)
-        known = lines.setdefault(line, numbers)
-        here, there = ([_what(operands[number]) for number in some] for some in (numbers, known or ()))
-        lines[line] = known if here == there else None
-    return dict(found)
-
-
-def _opened(
-    operands: tuple[Operand, ...], training: bool
-) -> tuple[dict[str, set[str | None]], dict[tuple[str, str], dict[str, str | None]]]:
-    """Of functions that are taken apart: frame -> lines; (inside, function) -> line -> a frame that runs there."""
-    parts: dict[str, list[Any]] = defaultdict(list)
-    frames: dict[str, set[str | None]] = defaultdict(set)
-    for operand in operands:
-        inside = operand.site.inside
-        if operand.training == training and "|" in inside:
-            parts[inside].append((operand.site.function, operand.site.number, *_what(operand)))
-            frames[inside].add(operand.line)
-    found: dict[tuple[str, str], dict[str, str | None]] = defaultdict(dict)
-    for frame, every in frames.items():
-        owner, _, call = frame.rpartition("|")
-        lines = found[owner, call.partition("#")[0]]
-        for line in every - {None}:
-            known = lines.setdefault(str(line), frame)
-            lines[str(line)] = known if known is not None and parts[known] == parts[frame] else None
-    return dict(frames), dict(found)
-
-
-def _by_site(operands: tuple[Operand, ...], training: bool) -> dict[Site, list[int]]:
-    """Site -> operands. Under call 0 those of a function whose module was called any number of times, always alike."""
-    exact: dict[Site, list[int]] = defaultdict(list)
-    for number, operand in enumerate(operands):
-        if operand.training == training:
-            exact[operand.site].append(number)
-    alike: dict[Site, list[tuple[Any, list[int]]]] = defaultdict(list)
-    for site, numbers in exact.items():
-        every = [operands[n] for n in numbers]
-        what = tuple(map(_what, every))
-        alike[site._replace(call=0)].append((what, numbers))
-    for site, ways in alike.items():
-        (what, numbers), *others = ways
-        if len(ways) == operands[numbers[0]].calls and all(other == what for other, _ in others):
-            exact[site] = numbers
-    return exact
-
 
 class _Hiding(TorchFunctionMode):
     """Hides removed channels from the functions that work across them. `gates`: of each operand."""
 
-    def __init__(self, readers: Readers, gates: Sequence[Tensor], position: Position, training: bool) -> None:
+    def __init__(self, sites: Sites, gates: Sequence[Tensor], position: Position) -> None:
         super().__init__()
-        self.readers, self.gates, self.position, self.training = readers, gates, position, training
+        self.sites, self.gates, self.position = sites, gates, position
         self.met: Counter[Site] = Counter()
         """Site without number, of those that have to be counted -> calls."""
 
     def check(self) -> None:
         """RuntimeError where a function was called less often than in the trace: then it was taken for another call."""
-        for site, least in self.readers.counted[self.training].items():
+        for site, least in self.sites.counted.items():
             if 0 < self.met[site] < least:
-                raise _another_path(site)
+                raise another_path(site)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -246,14 +136,14 @@ class _Hiding(TorchFunctionMode):
         if name == "__get__":
             return func(*args, **kwargs)
         site = self.position.site(name)
-        if (frame := self.readers.frame_at(site, self.training)) and (body := opened(func, args, kwargs)):
+        if (frame := self.sites.frame_at(site)) and (body := opened(func, args, kwargs)):
             with self.position.within(frame), self:
                 return body(*args, **kwargs)
-        if (once := site._replace(number=0)) in self.readers.counted[self.training]:
+        if (once := site._replace(number=0)) in self.sites.counted:
             self.met[once] += 1
-        numbers = self.readers.operands_at(site, self.training)
+        numbers = self.sites.operands_at(site)
         if numbers:
-            operands = [self.readers.operands[number] for number in numbers]
+            operands = [self.sites.operands[number] for number in numbers]
             gates = [self.gates[number] for number in numbers]
             args, kwargs = hide(operands, gates, args, kwargs)
             return settled(operands, gates, func(*args, **kwargs))
@@ -310,7 +200,7 @@ class _Gated(nn.Module):
                 stack.enter_context(recomputed(lambda part: partial(self.run, position.copy(), part)))
             if self.readers.operands:
                 stack.enter_context(position.following())
-                hiding = stack.enter_context(_Hiding(self.readers, self.hidden, position, self.model.training))
+                hiding = stack.enter_context(_Hiding(self.readers.sites[self.model.training], self.hidden, position))
             out = function(*args, **kwargs)
             if hiding is not None and function is self.model:
                 hiding.check()

@@ -79,6 +79,9 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
     with uncollected():
         small = copied(model, memo)
     resize(small, table, stays, {alias: left[name] for alias, name in names.aliases.items() if name in left})
+    for module in small.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN wants one piece of memory, and warns; elsewhere this does nothing
     return small
 
 

@@ -93,6 +93,23 @@ def test_flags_dtype_and_layout_of_tensors_stay() -> None:
     assert all(p.is_leaf and p.grad is None for p in small.parameters())
 
 
+def test_recurrent_weights_are_laid_out_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.LSTM(5, 8, batch_first=True), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.rnn(x)[0])
+
+    laid: list[list[tuple[int, ...]]] = []
+    monkeypatch.setattr(
+        nn.LSTM, "flatten_parameters", lambda rnn: laid.append([tuple(w.shape) for w in rnn._flat_weights])
+    )
+    small = halved(Last(), torch.zeros(2, 3, 5))
+    assert laid[-1] == [(16, 5), (16, 4), (16,), (16,)] == [tuple(w.shape) for w in small.rnn.parameters()]
+
+
 def test_tied_weights_stay_tied() -> None:
     small = halved(ZOO["tied_weights"].model(), ZOO["tied_weights"].inputs())
     assert small.a.weight is small.b.weight

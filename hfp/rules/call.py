@@ -30,6 +30,7 @@ class Call:
     """The module in whose forward the operator runs."""
 
     def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments, nested ones too."""
         return tensors_in((self.args, self.kwargs))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:

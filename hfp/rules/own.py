@@ -45,10 +45,6 @@ class OwnCall(Call):
     said: list[Tensor] = field(default_factory=list, kw_only=True)
     """The ids that the rule has spoken of."""
 
-    def tensors(self) -> list[Tensor]:
-        """All tensors among the arguments, nested ones too."""
-        return tensors_in((self.args, self.kwargs))
-
     def elementwise(self, *tensors: Tensor) -> Labels:
         """Every number is made of those at the same place of `tensors` (by default all arguments), broadcast as usual.
 

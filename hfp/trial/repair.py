@@ -9,7 +9,7 @@ lose the same channels. Which it is, is found by trying.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -154,13 +154,8 @@ class Repairs:
 
     def _informed(self, candidates: dict[Any, list[Repair]], table: ChannelTable) -> dict[Any, list[Repair]]:
         """For each misfit its candidates; only those that are asked for there, if any are seen to be."""
-        paths: dict[str, set[str]] = defaultdict(set)
-        for some in candidates.values():
-            for repair in some:
-                if repair.attribute is not None:
-                    paths[repair.attribute[1]].add(repair.attribute[0])
-        for name in sorted(paths):
-            self._asks(name, paths[name], table)
+        for name, paths in _modules_of(repair for some in candidates.values() for repair in some):
+            self._asks(name, paths, table)
         return {
             key: [
                 replace(repair, sure=True)
@@ -182,15 +177,11 @@ class Repairs:
         """Attributes that have to stay, and why: they stand in arithmetic, which is right again if they stay."""
         scaled = {misfit.key for misfit in found if misfit.scalings} - self.unscaled
         arithmetic = {misfit.key: misfit for misfit in found if misfit.numbers and misfit.key not in scaled}
-        paths: dict[str, set[str]] = defaultdict(set)
-        for repair in self.kept if arithmetic else ():
-            if repair.sure and repair.attribute is not None:
-                paths[repair.attribute[1]].add(repair.attribute[0])
         refused = []
-        for name in sorted(paths):
-            right = self._asks(name, paths[name], table) & set(arithmetic)
+        for name, paths in _modules_of(repair for repair in self.kept if arithmetic and repair.sure):
+            right = self._asks(name, paths, table) & set(arithmetic)
             if right:
-                right -= still_other(self.subject, table, self.seen, name, paths[name])
+                right -= still_other(self.subject, table, self.seen, name, paths)
             refused += [
                 (arithmetic[key], repair)
                 for key in arithmetic
@@ -204,18 +195,22 @@ class Repairs:
 
     def doubtful(self) -> Iterator[list[Repair]]:
         """Once nothing is wrong: the repairs of one attribute, as long as others would be left; and so on."""
-        self.kept += [repair for _, repair in self.trying.values()]
-        self.trying = {}
-        for name in sorted({r.attribute[1] for r in self.kept if r.attribute is not None and not r.sure}):
-            of_name = [r for r in self.kept if r.attribute is not None and r.attribute[1] == name]
-            if len(of_name) < sum(repair.attribute is not None for repair in self.kept):
+        self.kept, self.trying = self._in_force(), {}
+        for name, _ in _modules_of(repair for repair in self.kept if not repair.sure):
+            setting = [repair for repair in self.kept if repair.attribute is not None]
+            of_name = [repair for repair in setting if repair.attribute and repair.attribute[1] == name]
+            if len(of_name) < len(setting):
                 yield of_name
+
+    def _in_force(self) -> list[Repair]:
+        """Those that are kept or being tried."""
+        return [*self.kept, *(repair for _, repair in self.trying.values())]
 
     def applied(self) -> Ledger:
         """The ledger, with the repairs that are kept or being tried."""
         ledger = self.seen.ledger
         repaired = Ledger(**{**vars(ledger), "ties": list(ledger.ties), "attributes": dict(ledger.attributes)})
-        for repair in (*self.kept, *(repair for _, repair in self.trying.values())):
+        for repair in self._in_force():
             if repair.attribute in repaired.attributes:  # it says the length of both
                 repaired.tie(repair.ids, repaired.attributes[repair.attribute], self.seen.steps[False][0].place)
             elif repair.attribute is not None:
@@ -226,10 +221,9 @@ class Repairs:
 
     def operands(self) -> list[Operand]:
         """Those of the runs, and the scalings that are kept or being tried."""
-        repairs = (*self.kept, *(repair for _, repair in self.trying.values()))
         return self.seen.operands + [
             twin
-            for repair in repairs
+            for repair in self._in_force()
             if repair.scaling is not None and repair.scaling.power != NOT_AT_ALL
             for twin in self._in_both_modes(repair.scaling)
         ]
@@ -309,6 +303,14 @@ class Repairs:
                         known.add(key)
                         found.append(ids)
         return found
+
+
+def _modules_of(repairs: Iterable[Repair]) -> list[tuple[str, set[str]]]:
+    """(attribute, the modules of which it is set), by name."""
+    paths: dict[str, set[str]] = defaultdict(set)
+    for path, name in (repair.attribute for repair in repairs if repair.attribute is not None):
+        paths[name].add(path)
+    return sorted(paths.items())
 
 
 def _asks_for_a_guess(misfit: Misfit) -> bool:
