@@ -94,6 +94,22 @@ def test_what_does_not_or_will_not_tell_leaves_them_whole(function: Callable[...
     assert reason.startswith('is touched by an operator without a rule (@hfp.rule("untold::')
 
 
+def test_no_operator_is_given_integers_that_nobody_meant() -> None:
+    """They may be places in memory."""
+    given: list[torch.Tensor] = []
+
+    @torch.library.custom_op("untold::picked", mutates_args=())
+    def picked(x: Tensor, places: Tensor) -> Tensor:
+        given.append(places)
+        return x.clone()
+
+    picked.register_fake(lambda x, places: torch.empty_like(x))
+    model = Net(lambda net, x: net.c(picked(net.a(x), net.places)), a=nn.Linear(8, 6), c=nn.Linear(6, 4))
+    model.places = torch.tensor([3, 1])
+    assert not hfp.trace(model, X).groups
+    assert not given
+
+
 @torch.library.custom_op("untold::scan", mutates_args=())
 def scan(x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """A leaky sum over time, and what it has come to."""

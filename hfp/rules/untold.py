@@ -22,7 +22,7 @@ def custom(ledger: Ledger, call: Call) -> Labels | list[Labels]:
 
     It is given random numbers, along each labelled axis in another order, and some of them. Axes are counted from the
     end, as tensors broadcast: in a scan over time, `(T, B, C), (B, C) -> (T, B, C), (B, C)`, the channels are the last.
-    Custom operators only, and such as run on the CPU. `hfp.verify` proves it.
+    Custom operators only, of real numbers and masks, and such as run on the CPU. `hfp.verify` proves it.
     """
     if "::" not in call.place.operator or call.func._schema.is_mutable:  # type: ignore[attr-defined]
         return unknown(ledger, call)
@@ -43,6 +43,8 @@ def custom(ledger: Ledger, call: Call) -> Labels | list[Labels]:
 
 def _one_by_one(call: Call, axes: set[int]) -> bool:
     """Whether indices of each of these axes go from the tensors that have it to those of the output, one by one."""
+    if not all(x.is_floating_point() or x.dtype == torch.bool for x in call.tensors()):
+        return False  # integers may be places in memory, and code outside of PyTorch need not check them
     if max(x.numel() for x in call.tensors()) > LARGEST:
         return False
     generator = torch.Generator().manual_seed(0)
@@ -68,9 +70,8 @@ def _outputs(call: Call, arguments: Any) -> list[Tensor]:
 
 
 def _random(x: Tensor, generator: torch.Generator) -> Tensor:
-    if x.is_floating_point():
-        return torch.randn(x.shape, generator=generator).to(x.dtype)
-    return torch.randint(0, 2, x.shape, generator=generator).to(x.dtype)
+    noise = torch.randn(x.shape, generator=generator)
+    return noise > 0 if x.dtype == torch.bool else noise.to(x.dtype)
 
 
 def _of(x: Any, axis: int, chosen: Tensor) -> Any:
