@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
+from functools import cached_property
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -113,5 +115,17 @@ class Blame:
                 self.met.pop(id(other), None)
                 self.met[id(other)] = other
         self.known = max(self.known, at)  # the next step may be met again
-        alike = (other for other in reversed(self.met.values()) if other is not ids and len(other) == len(ids))
-        return tuple(islice((other for other in alike if self.cut.length(other) == found), 4))
+        # A length may be reckoned (as one head's share of a width) that stands on an axis of its own later on.
+        later = (other for other in self._of_length[len(ids)].values() if id(other) not in self.met)
+        others = (other for other in chain(reversed(self.met.values()), later) if other is not ids)
+        alike = (other for other in others if len(other) == len(ids) and self.cut.length(other) == found)
+        return tuple(islice(alike, 4))
+
+    @cached_property
+    def _of_length(self) -> dict[int, dict[int, Tensor]]:
+        """Length -> the labels of the whole run that are so many, by identity."""
+        found: dict[int, dict[int, Tensor]] = defaultdict(dict)
+        for step in self.dense:
+            for ids in step.touched:
+                found[len(ids)][id(ids)] = ids
+        return found

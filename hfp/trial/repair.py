@@ -65,6 +65,8 @@ class Repairs:
         self.kept = list(told.values())
         self.trying: dict[tuple[Any, ...], tuple[Misfit, Repair]] = {}
         self.left: dict[tuple[Any, ...], Iterator[Repair]] = {}
+        self.looked_at: set[tuple[Any, ...]] = set()
+        """Misfits, and the lengths found there."""
         self.apart: list[dict[tuple[Any, ...], tuple[Misfit, Repair]]] = []
         """What is to be tried again, one after the other, since of what was tried at once something ended the run."""
         self.earlier: set[tuple[Any, ...]] = set()
@@ -95,8 +97,8 @@ class Repairs:
         return bool(self.trying) or spoilt  # what went wrong for a try that was no help is no reason to pin anything
 
     def _look_for_repairs(self, found: Sequence[Misfit], table: ChannelTable) -> None:
-        """For those of the misfits that are new."""
-        new = [misfit for misfit in found if misfit.key not in self.left]
+        """For those of the misfits that are new, or of which another length was found since something else follows."""
+        new = [misfit for misfit in found if _found(misfit) not in self.looked_at]
         # The same axis may be met in several ways; as different tries, they would use up the few that there are.
         candidates = {m.key: list({r.key(): r for r in self._candidates(m, table)}.values()) for m in new}
         unsure = [m.key for m in new if _asks_for_a_guess(m) and not any(repair.sure for repair in candidates[m.key])]
@@ -104,13 +106,14 @@ class Repairs:
         scalings = {m.key: [Repair(scaling.channels, scaling=scaling) for scaling in m.scalings] for m in new}
         every = {**candidates, **informed}
         self.left |= {key: iter(scalings[key][:MOST] + some[:MOST]) for key, some in every.items()}
+        self.looked_at |= {_found(misfit) for misfit in new}
 
     def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> bool:
         """Of what was tried: what is asked for there, or helped while nothing else went wrong for it, or before it.
 
         Whether a guess ended the run before it came to what was to be repaired.
         """
-        wrong = {misfit.key for misfit in found}
+        wrong, sites = {misfit.key for misfit in found}, {key[0] for key in self.trying}
         unseen: dict[str | None, dict[tuple[Any, ...], tuple[Misfit, Repair]]] = defaultdict(dict)
         for key, (tried, repair) in self.trying.items():
             if not repair.sure and any(misfit.ends and misfit.at < tried.at for misfit in new):
@@ -118,6 +121,8 @@ class Repairs:
                 continue
             further = tried.ends and all(misfit.at > tried.at for misfit in new)
             lengths = [misfit for misfit in new if tried.extent is None or not misfit.numbers]  # numbers come later
+            # Another length of a call for which something was tried as well was hidden behind what that has mended.
+            lengths = [misfit for misfit in lengths if misfit.key[0] == key[0] or misfit.key[0] not in sites]
             alone = not any(_within(misfit.place.module, tried.place.module) for misfit in lengths)
             if repair.sure or (key not in wrong and (further or alone or repair.scaling is not None)):
                 self.kept.append(repair)
@@ -316,6 +321,11 @@ def _modules_of(repairs: Iterable[Repair]) -> list[tuple[str, set[str]]]:
 def _asks_for_a_guess(misfit: Misfit) -> bool:
     """Whether a length is asked for that does not tell what it is made of."""
     return misfit.asked and not (misfit.extent is not None and isinstance(misfit.extent.found, Reckoned))
+
+
+def _found(misfit: Misfit) -> tuple[Any, ...]:
+    """What was found there: other axes are as long as that when something else has been repaired."""
+    return misfit.key, None if misfit.extent is None else misfit.extent.found
 
 
 def _same_scaling(a: Repair, b: Repair) -> bool:

@@ -133,6 +133,37 @@ def test_a_reshape_to_the_width_of_the_input_ties_the_two() -> None:
         check(model, table)
 
 
+class Cross(nn.Module):
+    """Every head is as large as a share of the stream, which is as wide as all heads together."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, width = x.shape
+
+        def each_head(t: Tensor) -> Tensor:
+            return t.reshape(batch, -1, self.heads, width // self.heads).transpose(1, 2)
+
+        q, k, v = each_head(self.q(x[:, :1])), each_head(self.k(x)), each_head(self.v(x))
+        weights = (q @ k.transpose(-2, -1)).softmax(-1)
+        return x + self.out((weights @ v).transpose(1, 2).reshape(batch, 1, width))
+
+
+@pytest.mark.parametrize("heads, size, blocks", [(3, 8, 1), (4, 6, 1), (4, 6, 2), (2, 16, 2), (3, 16, 3)])
+def test_a_share_of_a_width_follows_what_stands_on_an_axis_of_its_own_later_on(
+    heads: int, size: int, blocks: int
+) -> None:
+    torch.manual_seed(0)
+    every = [Cross(heads * size, heads) for _ in range(blocks)]
+    model = nn.Sequential(nn.Linear(8, heads * size), *every, nn.Linear(heads * size, 2)).double().eval()
+    table = trace(model, X)
+    assert sorted(group.width for group in table.groups) == sorted([heads, size])
+    check(model, table)
+
+
 def test_a_repair_that_does_not_help_is_taken_back() -> None:
     """`other` is 6 too, but does not say the width; nor do the attributes of modules around."""
     model = Net(lambda net, x: net.b(net.a(x).reshape(-1, 6)), a=nn.Linear(8, 6), b=nn.Linear(6, 2)).double().eval()
