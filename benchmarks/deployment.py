@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hfp import catalogue, checkpoint, compact, program, surgery
+from hfp import catalogue, checkpoint, compact, outputs, program
 from hfp.deploy import formats
 from hfp.deploy.origin import Outcome
 
@@ -196,7 +196,7 @@ def distance(net: nn.Module, other: Callable[[Tensor], Any], x: Tensor) -> float
     """The largest difference of outputs, relative to the largest of `net`."""
     if not bool(net(x).any()):
         raise ValueError("all outputs are zero, and equal whatever is done to the network")
-    return surgery.difference(net, other, ((x,), {}), as_given=True)
+    return outputs.difference(net, other, ((x,), {}), as_given=True)
 
 
 def checks(case: Case) -> Row:

@@ -22,8 +22,8 @@ from hfp.chance import NoChance, forked
 from hfp.eager import eagerly
 from hfp.inputs import Arguments
 from hfp.names import Names
+from hfp.outputs import tensors_of
 from hfp.source import first_line
-from hfp.tracing.play import tensors_of
 
 SMALL = 1e-3  # of the largest gradient: what is smaller may be a zero, but for rounding
 

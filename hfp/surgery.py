@@ -1,10 +1,9 @@
-"""Compaction: slice every tensor to its live channels, set the attributes of modules, measure what changed."""
+"""Compaction: slice every tensor to its live channels, set the attributes of modules."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,24 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_map
 
-from hfp.ambient import as_set
 from hfp.attention import MultiheadAttention
-from hfp.chance import NoChance, forked
 from hfp.channels import ChannelTable
 from hfp.chunks import rows_at_hand
 from hfp.copies import copied, uncollected
-from hfp.eager import eagerly
-from hfp.inputs import Arguments
 from hfp.labels import prunable
 from hfp.names import Names
 from hfp.places import Places
 from hfp.tracing.attributes import set_size
-from hfp.tracing.play import tensors_of
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""How far outputs may differ for the order of summation, relative to the largest output; see `difference`."""
 
 
 @dataclass(frozen=True)
@@ -214,55 +204,3 @@ def _set_widths(module: nn.Module, own: Callable[[str], Tensor | None]) -> None:
         projection = own("out_proj.weight")
         assert projection is not None, "every attention has an output projection"
         module.head_dim = projection.shape[1] // max(1, module.num_heads)
-
-
-def difference(
-    a: Callable[..., Any], b: Callable[..., Any], inputs: Arguments, as_given: bool = False, chance: bool = True
-) -> float:
-    """The largest difference of what `a` and `b` give for random inputs, relative to the largest output.
-
-    `as_given`: for the inputs themselves, where not any number will do, such as the corners of a box.
-    `chance`: they may draw numbers, from the same seed; without it, all that they draw is one number.
-    Not a number where no output is finite: then nothing was compared.
-    """
-    args, kwargs = inputs if as_given else noisy(inputs)
-    outs = []
-    for function in (a, b):
-        with torch.no_grad(), forked(0), eagerly(), nullcontext() if chance else NoChance():
-            own_args, own_kwargs = tree_map(_copied, (args, kwargs))
-            with as_set():
-                out = function(*own_args, **own_kwargs)
-            outs.append([x.detach().cpu().double() for x in tensors_of(out)])
-    worst = 0.0
-    if len(outs[0]) != len(outs[1]):
-        return float("inf")
-    if any(x.numel() for x in outs[0]) and not any(bool(x.isfinite().any()) for x in outs[0]):
-        return float("nan")
-    for x, y in zip(*outs, strict=True):
-        if x.shape != y.shape:
-            return float("inf")
-        apart = (x - y).abs()[~((x == y) | (x.isnan() & y.isnan()))]  # infinities and NaNs of both are no difference
-        if apart.numel():
-            scale = (
-                x[x.isfinite()].abs().max().clamp_min(torch.finfo(torch.float32).tiny) if x.isfinite().any() else 1.0
-            )
-            worst = max(worst, float((apart / scale).nan_to_num(float("inf")).max()))
-    return worst
-
-
-def _copied(value: Any) -> Any:
-    """A forward may write to what it is given."""
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def noisy(inputs: Arguments) -> Arguments:
-    """Noise in place of the floating point tensors among inputs."""
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
-            return value
-        return torch.randn(value.shape, generator=generator).to(value)
-
-    args, kwargs = tree_map(noise, inputs)
-    return args, kwargs

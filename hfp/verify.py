@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp import gates, gradients, surgery
+from hfp import gates, gradients, outputs, surgery
 from hfp.ambient import plainly
 from hfp.channels import ChannelTable
 from hfp.copies import shared_functions
@@ -107,7 +107,7 @@ class Proof:
         self.ignored, self.chance, self.as_given = ignored, chance, tells_values(table.inputs)
         self.written: dict[str, None] = {}
         """Names of the buffers that a forward has written to, in evaluation mode."""
-        self.tolerance = surgery.TOLERANCE.get(self.dtype, 1e-4) if tolerance is None else tolerance
+        self.tolerance = outputs.TOLERANCE.get(self.dtype, 1e-4) if tolerance is None else tolerance
 
     def check_gradients(self, keep: Tensor) -> None:
         """That the gated network learns what the cut one would, at `keep` (channels,) which has passed `check`."""
@@ -178,7 +178,7 @@ class Proof:
         with self._both(keep, small) as (gated, small):
             for as_given in dict.fromkeys((self.as_given, True)):
                 try:
-                    error = surgery.difference(suited(gated), small, self.arguments, as_given, self.chance)
+                    error = outputs.difference(suited(gated), small, self.arguments, as_given, self.chance)
                 except (MemoryError, torch.OutOfMemoryError):
                     raise
                 except Unsuited as unsuited:  # noise is no index, say; if these do not do either, that is told
@@ -193,7 +193,7 @@ class Proof:
 
     def compared_gradients(self, keep: Tensor) -> tuple[float, str]:
         """The difference of what they would learn, see `hfp.gradients`."""
-        given = self.arguments if self.as_given else surgery.noisy(self.arguments)
+        given = self.arguments if self.as_given else outputs.noisy(self.arguments)
         lives = surgery.lives_of(self.table, self.table.extended(keep))
         with self._both(keep) as (gated, small):
             return gradients.apart(gated, self.model, small, lives, given, self.chance)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import hfp
-from hfp import surgery
+from hfp import outputs
 from hfp.verify import random_keeps
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -97,7 +97,7 @@ def test_a_lack_of_memory_is_no_disagreement(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(torch.autograd, function, full)
     with pytest.raises(MemoryError):
         net.proof().check_gradients(keep)
-    monkeypatch.setattr(surgery, "difference", full)
+    monkeypatch.setattr(outputs, "difference", full)
     with pytest.raises(MemoryError):
         net.proof().check(keep)
 

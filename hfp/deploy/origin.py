@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfp import catalogue, checkpoint, files, inputs, methods, surgery
+from hfp import catalogue, checkpoint, files, inputs, methods, outputs
 from hfp.budget import Target
 from hfp.deploy import foreign
 from hfp.deploy.recut import recut
@@ -101,13 +101,13 @@ class Outcome:
         return inputs.suited(checkpoint.record_of(self.small).inputs, self.small)
 
     def apart(self, a: Callable[..., Any], b: Callable[..., Any], chance: bool = True) -> float:
-        """`surgery.difference` of two forms of the network, on inputs that suit it."""
+        """`outputs.difference` of two forms of the network, on inputs that suit it."""
         as_given = inputs.tells_values(checkpoint.record_of(self.small).inputs)
         try:
-            error = surgery.difference(suited(a), b, self.inputs, as_given, chance)
+            error = outputs.difference(suited(a), b, self.inputs, as_given, chance)
         except Unsuited:
             error = math.nan
-        return surgery.difference(a, b, self.inputs, True, chance) if math.isnan(error) else error
+        return outputs.difference(a, b, self.inputs, True, chance) if math.isnan(error) else error
 
 
 def compact(path: str | Path, wanted: Wanted = Wanted()) -> Outcome:  # noqa: B008  # frozen

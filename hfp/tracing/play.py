@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_not
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from hfp.ambient import as_set
 from hfp.chance import forked
@@ -20,6 +20,7 @@ from hfp.eager import eagerly
 from hfp.inputs import Arguments, placed
 from hfp.labels import Place
 from hfp.names import Names
+from hfp.outputs import tensors_of
 from hfp.rules.own import Whole, rule_of
 from hfp.tracing.attributes import is_plain
 from hfp.tracing.functions import Functions
@@ -147,31 +148,6 @@ def _save(value: Any, saved: dict[int, tuple[Any, Any]]) -> None:
 
 def _flat(container: Any) -> Iterable[Any]:
     return chain.from_iterable(container.items()) if isinstance(container, dict) else container
-
-
-_PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.Size)
-
-
-def tensors_of(out: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
-    """The tensors in what a model returns: any nesting of tuples, lists, dicts and dataclasses."""
-    found: list[Tensor] = []
-    for leaf in tree_leaves(out):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)], seen)
-        elif isinstance(leaf, _PLAIN) or leaf is None or id(leaf) in seen:
-            continue
-        elif (
-            hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module) and tensors_of(vars(leaf), seen | {id(leaf)})
-        ):
-            found += tensors_of(vars(leaf), seen | {id(leaf)})
-        else:
-            raise ValueError(
-                f"the model returns a {type(leaf).__name__}, in which tensors cannot be found; "
-                "return tensors in tuples, lists, dicts or dataclasses"
-            )
-    return found
 
 
 def _doubled(value: Any) -> Any:

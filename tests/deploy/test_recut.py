@@ -12,7 +12,7 @@ from torch import nn
 
 import hfp
 import models
-from hfp import checkpoint, surgery
+from hfp import checkpoint, outputs
 from hfp.deploy.recut import recut, rounded
 from hfp.inputs import arguments
 from hfp.ptflops_check import measured
@@ -43,7 +43,7 @@ def test_it_loads_from_the_dense_constructor_and_computes_the_same(name: str, tm
     assert bool((checkpoint.record_of(small).keep | ~record.keep).all())  # nothing came back
     hfp.save(smaller, tmp_path / "smaller.safetensors")
     loaded = hfp.load(tmp_path / "smaller.safetensors", build()).eval()
-    assert surgery.difference(net, loaded, arguments(dense, example)) < 1e-5
+    assert outputs.difference(net, loaded, arguments(dense, example)) < 1e-5
 
 
 def test_widths_are_rounded_down_where_they_are_wide_enough() -> None:
