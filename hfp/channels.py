@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hfp.cost import Cost, Factor, build
 from hfp.groups import Group, grouped
-from hfp.labels import FIXED, Ledger, Place, extended, prunable, unique_rows
+from hfp.labels import FIXED, NO_IDS, Ledger, Place, extended, prunable, unique_rows
 from hfp.names import Names
 from hfp.resolve import Numbering, resolve
 from hfp.tracing.operands import Operand
@@ -106,7 +106,7 @@ def build_table(ledger: Ledger, operands: list[Operand], names: Names, inputs: d
     free = row.prunable()
     readers = [(name, dim) for name, dims in ledger.readers.items() for dim in sorted(dims)]
     # By identity, since the ids live as long as the ledger: most axes that are counted are those of a tensor.
-    known = {key: Factor(row.lengths[n], _EMPTY, _EMPTY) for key, n in row.number.items() if n not in free}
+    known = {key: Factor(row.lengths[n], NO_IDS, NO_IDS) for key, n in row.number.items() if n not in free}
     alike: dict[bytes, Factor] = {}
 
     def factor(ids: Tensor) -> Factor:
@@ -126,7 +126,7 @@ def build_table(ledger: Ledger, operands: list[Operand], names: Names, inputs: d
     return ChannelTable(
         axes={name: own for name, own in row.by_name(ledger).items() if name not in idle},
         products=products,
-        groups=grouped(row.channels, row.axis, row.places, count, products, of[torch.cat([_EMPTY, *ledger.wide])]),
+        groups=grouped(row.channels, row.axis, row.places, count, products, of[torch.cat([NO_IDS, *ledger.wide])]),
         pinned=_pinned(row, ledger, numbering),
         readers=tuple((name, dim) for name, dim in readers if row.number[id(ledger.axes[name][dim])] in free),
         operands=tuple(_left(hidden)),
@@ -138,9 +138,6 @@ def build_table(ledger: Ledger, operands: list[Operand], names: Names, inputs: d
         inputs=inputs,
         channel_of=numbering.of,
     )
-
-
-_EMPTY = torch.empty(0, dtype=torch.long)
 
 
 def _left(operands: list[Operand]) -> Iterator[Operand]:
@@ -191,7 +188,7 @@ def _in_a_row(ledger: Ledger, of: Tensor) -> _Row:
             places.append([])
         places[number[id(ids)]].append((place, name, dim))
     lengths = [len(vector) for vector in vectors]
-    row = torch.cat([_EMPTY, *vectors])
+    row = torch.cat([NO_IDS, *vectors])
     axis = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long))
     return _Row(number, places, lengths, axis, row, of.index_select(0, row))
 
@@ -202,7 +199,7 @@ def _pinned(row: _Row, ledger: Ledger, numbering: Numbering) -> tuple[Pinned, ..
     Of axes with the same ids (a weight and its bias), the first tells.
     """
     whole = torch.zeros(ledger.size, dtype=torch.bool)
-    whole[torch.cat([_EMPTY, *ledger.produced])] = True
+    whole[torch.cat([NO_IDS, *ledger.produced])] = True
     whole &= numbering.of == FIXED
     here = whole[row.ids]
     pairs, kind = unique_rows(torch.stack([row.axis[here], numbering.why[row.ids[here]]], 1))

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hfp.labels import FIXED, extended, unique_rows
+from hfp.labels import FIXED, NO_IDS, extended, unique_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +108,13 @@ def build(channels: int, terms: list[tuple[int, tuple[Factor, ...]]], products: 
     degree = max(map(len, summed), default=0)
     one = len(stored)  # the number of the constant axis
     rows = [numbers + (one,) * (degree - len(numbers)) for numbers in summed]
-    empty = torch.empty(0, dtype=torch.long)
     axis = [torch.full_like(factor.channels, number) for number, factor in enumerate(stored)]
     return Cost(
         channels=channels,
         coefficients=torch.tensor(list(summed.values()), dtype=torch.float64),
         factors=torch.tensor(rows, dtype=torch.long).reshape(len(rows), degree),
         fixed=torch.tensor([factor.fixed for factor in stored] + [1], dtype=torch.float64),
-        entries=torch.stack([torch.cat([empty, *axis]), torch.cat([empty, *(factor.channels for factor in stored)])]),
-        weights=torch.cat([empty, *(factor.weights for factor in stored)]).double(),
+        entries=torch.stack([torch.cat([NO_IDS, *axis]), torch.cat([NO_IDS, *(factor.channels for factor in stored)])]),
+        weights=torch.cat([NO_IDS, *(factor.weights for factor in stored)]).double(),
         products=products,
     )

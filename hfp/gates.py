@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from hfp.channels import ChannelTable
 from hfp.eager import eagerly
-from hfp.labels import extended
+from hfp.labels import NO_IDS, extended
 from hfp.names import Names, tensor_of
 from hfp.recompute import recomputed
 from hfp.tracing.opened import opened
@@ -54,7 +54,7 @@ class Readers:
         self.operands = table.operands
         read = [*(table.axes[name][dim] for name, dim in table.readers), *(o.channels for o in self.operands)]
         self.lengths = [len(ids) for ids in read]
-        self._ids = {torch.device("cpu"): _Ids(table.products, torch.cat([torch.empty(0, dtype=torch.long), *read]))}
+        self._ids = {torch.device("cpu"): _Ids(table.products, torch.cat([NO_IDS, *read]))}
         self.sites = {training: Sites(self.operands, training) for training in (True, False)}
 
     def names_in(self, model: nn.Module) -> dict[nn.Module, str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 FIXED = -1  # the id of an index that belongs to no channel: input pixels, zero padding, constants
 ANY = -2  # the id of an index that is like its neighbours, and can belong to any channel: zeros(8), x.expand(8)
+NO_IDS = torch.empty(0, dtype=torch.long)
 LONG = 2**16  # of so many ids along an axis, most are alike: every anchor at every pixel, say
 
 Made = TypeVar("Made")
@@ -283,7 +284,7 @@ def components(size: int, ties: Iterable[Tensor], root: Tensor | None = None) ->
 def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows, in ascending order, and for each row the number of its like: `unique(dim=0)`, but quicker."""
     if not len(rows):
-        return rows, torch.empty(0, dtype=torch.long)
+        return rows, NO_IDS
     kind = torch.zeros(len(rows), dtype=torch.long)
     for column in rows.unbind(1):
         lowest, highest = column.aminmax()

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 110  # columns of a table that goes into a file or a pipe
+from hfp.explain import PLAIN_WIDTH
 
 
 def console() -> Console:

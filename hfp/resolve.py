@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfp.labels import FIXED, Ledger, Pin, Place, components, unique_rows
+from hfp.labels import FIXED, NO_IDS, Ledger, Pin, Place, components, unique_rows
 
 _NONE = -1  # no factor here: rows of products are filled up to the same length
 _NOWHERE = Place("", "", "")  # what comes of the ledger as a whole, not of one operator
@@ -82,10 +82,9 @@ def _alone(ledger: Ledger, root: Tensor) -> Tensor:
 def _records(ledger: Ledger) -> tuple[Tensor, Tensor]:
     """All products of the ledger as one: ids (n,) and their factors (n, k), filled up with _NONE."""
     most = max((factors.shape[1] for _, factors in ledger.products), default=0)
-    empty = torch.empty(0, dtype=torch.long)
     pad = torch.nn.functional.pad
     rows = [pad(factors.clamp_min(_NONE), (0, most - factors.shape[1]), value=_NONE) for _, factors in ledger.products]
-    return torch.cat([empty, *(ids for ids, _ in ledger.products)]), torch.cat([empty.reshape(0, most), *rows])
+    return torch.cat([NO_IDS, *(ids for ids, _ in ledger.products)]), torch.cat([NO_IDS.reshape(0, most), *rows])
 
 
 def _found(root: Tensor, rows: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from hfp.attention import MultiheadAttention
 from hfp.channels import ChannelTable
 from hfp.chunks import rows_at_hand
 from hfp.copies import copied, uncollected
-from hfp.labels import prunable
+from hfp.labels import NO_IDS, prunable
 from hfp.names import Names
 from hfp.places import Places
 from hfp.tracing.attributes import set_size
@@ -94,7 +94,7 @@ def lives_of(table: ChannelTable, stays: Tensor) -> dict[str, list[Tensor | None
     """Tensor name -> for each of its dims the indices that stay, or None where all do; `stays`: extended keep."""
     vectors = [vector for axes in table.axes.values() for vector in axes]
     lengths = [len(vector) for vector in vectors]
-    flat = stays[torch.cat([torch.empty(0, dtype=torch.long), *vectors])]
+    flat = stays[torch.cat([NO_IDS, *vectors])]
     axis = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long))
     starts = torch.tensor([0, *itertools.accumulate(lengths)])
     counts = axis[flat].bincount(minlength=len(vectors)).tolist()

@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfp import checkpoint, report
+from hfp import checkpoint
 from hfp.copies import copied
 from hfp.deploy.origin import Outcome
 from hfp.experiment import loop
+from hfp.explain import PLAIN_WIDTH
 from hfp.inputs import Arguments, batched
 from hfp.ptflops_check import measured
 from hfp.rules.mixers import GROUPED
@@ -112,7 +113,7 @@ def table(found: Mapping[str, Any]) -> Table:
     return made
 
 
-def width_lines(widths: Mapping[str, Pair], columns: int = report.PLAIN_WIDTH) -> list[str]:
+def width_lines(widths: Mapping[str, Pair], columns: int = PLAIN_WIDTH) -> list[str]:
     """Widths of the layers that changed, `name 64 -> 40`, as many a line as there is room for.
 
     >>> width_lines({"conv1": [16, 9], "conv2": [32, 20], "fc": [10, 10]})

@@ -9,13 +9,12 @@ follow.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfp.labels import ANY, FIXED, Labels, Ledger, anything, prunable
-from hfp.rules.call import Call, Rule, labelled, stays_whole
+from hfp.rules.call import Call, Rule, labelled, lies_at, stays_whole
 from hfp.rules.slices import along_one, glu, index, select, slice_, split, unbind, unfold
 from hfp.rules.spatial import SPATIAL
 from hfp.rules.views import view
@@ -168,11 +167,7 @@ def stack(ledger: Ledger, call: Call) -> Labels:
 def _repeats(tensors: Sequence[Tensor]) -> bool:
     """Whether these are several times the same numbers: `[kernel] * c`, `[kernels[0] for _ in range(c)]`."""
     strided = all(x.layout == torch.strided for x in tensors)
-    return len(tensors) > 1 and strided and len(set(map(_place, tensors))) == 1
-
-
-def _place(x: Tensor) -> tuple[Any, ...]:
-    return x.untyped_storage()._cdata, x.storage_offset(), x.stride()
+    return len(tensors) > 1 and strided and len(set(map(lies_at, tensors))) == 1
 
 
 def expand(ledger: Ledger, call: Call) -> Labels:

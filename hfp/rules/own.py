@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function
 
-from hfp.labels import Labels, Ledger
+from hfp.labels import NO_IDS, Labels, Ledger
 from hfp.rules import RULES
 from hfp.rules.call import Call, Rule, base_name, stays_whole, tensors_in, values_in
 from hfp.rules.mixers import count_macs, read_by
@@ -293,9 +293,7 @@ def _fitting(call: OwnCall, labels: Any) -> list[Labels]:
 
 def _pin_unspoken(ledger: Ledger, call: OwnCall, every: list[Labels]) -> None:
     """What is given to an operator, and neither in its output nor spoken of by its rule, stays whole."""
-    said = torch.cat(
-        [torch.empty(0, dtype=torch.long), *call.said, *(i for own in every for i in own if i is not None)]
-    )
+    said = torch.cat([NO_IDS, *call.said, *(i for own in every for i in own if i is not None)])
     inside = [*call.func.parameters(), *call.func.buffers()] if isinstance(call.func, nn.Module) else []
     for tensor in (*call.tensors(), *inside):
         for ids in call.labels(tensor):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from hfp.labels import ANY, Labels
+from hfp.rules.call import lies_at
 
 
 class _Entry:
@@ -63,7 +64,7 @@ class Memory:
         if storage._cdata not in self._first:
             held = tensor if tensor.is_meta else StorageWeakRef(storage)
             self._first[storage._cdata] = held, entry, weakref.ref(tensor)
-        self._alike[_place(tensor)] = entry
+        self._alike[_view(tensor)] = entry
 
     def adopt(self, tensor: Tensor) -> Labels:
         """A tensor that no operator has made has the labels of one that is the same numbers, `x.as_subclass(...)`.
@@ -76,7 +77,7 @@ class Memory:
         first = self._first.get(tensor.untyped_storage()._cdata)
         if first is None:
             return ()
-        alike = self._alike.get(_place(tensor))
+        alike = self._alike.get(_view(tensor))
         if alike is None:
             return first[1].labels
         entry.labels, entry.stored = alike.labels, alike.stored
@@ -112,6 +113,5 @@ class Memory:
         return entry
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    storage = tensor.untyped_storage()._cdata
-    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+def _view(tensor: Tensor) -> tuple[Any, ...]:
+    return lies_at(tensor), tensor.shape, tensor.dtype

@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from hfp.labels import Ledger, Place
+from hfp.labels import NO_IDS, Ledger, Place
 from hfp.names import Names
 from hfp.tracing.operands import Operand
 from hfp.tracing.watcher import Step
@@ -95,7 +95,7 @@ class _Shared:
         return self.root[self._ids(tensors)].bincount(minlength=len(self.root))
 
     def _ids(self, tensors: Iterable[str]) -> Tensor:
-        return torch.cat([_NO_IDS, *(ids for name in tensors for ids in self.ledger.axes[name])])
+        return torch.cat([NO_IDS, *(ids for name in tensors for ids in self.ledger.axes[name])])
 
     def _operands_in(self, path: str) -> list[Operand]:
         frames = (f"{path}.", f"{path}|")
@@ -131,6 +131,3 @@ class _Shared:
             site = operand.site._replace(inside=path + operand.site.inside.removeprefix(beside))
             channels = torch.where(operand.channels < 0, operand.channels, own[self.root[operand.channels]])
             yield replace(operand, site=site, channels=channels)
-
-
-_NO_IDS = torch.empty(0, dtype=torch.long)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hfp.channels import ChannelTable
-from hfp.labels import FIXED, Ledger, Pin, Place, prunable
+from hfp.labels import FIXED, NO_IDS, Ledger, Pin, Place, prunable
 from hfp.tracing.operands import Operand
 
 
@@ -83,7 +83,7 @@ class Pins:
 
     def _guess(self, misfit: Misfit, axes: Sequence[Tensor], reason: str, table: ChannelTable) -> None:
         before = self.guessed.setdefault(misfit.key, [])
-        tried = torch.cat([_EMPTY, *(pin.ids for pin in before)])
+        tried = torch.cat([NO_IDS, *(pin.ids for pin in before)])
         new = [ids for ids in axes if not bool(torch.isin(ids[ids >= 0], tried).any())]
         if before and new:  # the one before was no help by itself
             self.ledger.pins = [pin for pin in self.ledger.pins if pin is not before[-1]]
@@ -92,9 +92,6 @@ class Pins:
         chosen = Pin((new or axes)[0], reason, misfit.place)
         before.append(chosen)
         self.ledger.pins.append(chosen)
-
-
-_EMPTY = torch.empty(0, dtype=torch.long)
 
 
 def _channels(ids: Tensor, table: ChannelTable) -> Tensor:
