@@ -71,7 +71,7 @@ def save_tensors(small: nn.Module, path: str | Path, **notes: Any) -> None:
 def save_program(small: nn.Module, path: str | Path, **notes: Any) -> None:
     """What `save` does for a .pt2 file, under any name."""
     small, entries = _described(small, notes)
-    exported = program.exported(copied(small, {}), inputs.suited(record_of(small).inputs, small))
+    exported = program.exported(copied(small, {}), inputs.example_for(record_of(small).inputs, small))
     files.atomic_write(path, program.packed(exported, files.header_text(files.COMPACT, entries)))
 
 

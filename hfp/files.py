@@ -141,7 +141,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
     Raises:
         ValueError: the file is missing, truncated, not ours, of a newer format, or of another kind.
     """
-    with opened(path) as file:
+    with safetensors_at(path) as file:
         said = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     text, found = said.get(HEADER), said.get(SEAL)
@@ -189,12 +189,12 @@ def header_of(path: str | Path, kind: str) -> dict[str, Any]:
     Raises:
         ValueError: as for `read`.
     """
-    with opened(path) as file:
+    with safetensors_at(path) as file:
         return check_header((file.metadata() or {}).get(HEADER), path, kind)
 
 
 @contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[Any]:
+def safetensors_at(path: str | Path) -> Iterator[Any]:
     """A safetensors file, ours or not, whose damage is told in words: as ValueError."""
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}.")

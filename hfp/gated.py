@@ -68,7 +68,7 @@ class GatedModel(nn.Module):
             self.register_buffer(name, buffer.to(device))
         self._reckoned = Kept[tuple[Tensor, Tensor]]()
         self._counted = Kept[int]()
-        self._dtype = _precision(model)  # that the example inputs suit
+        self._dtype = inputs.home(model)[1]  # that the example inputs suit
         self.training = model.training  # alone: parts of the model may be in another mode, such as frozen norms
 
     @property
@@ -318,13 +318,9 @@ class GatedModel(nn.Module):
 
     def proof(self) -> Proof:
         # The model may have been cast, or moved, since it was wrapped.
-        arguments = inputs.placed(self._arguments, self.gates.device, {self._dtype: _precision(self.model)})
+        arguments = inputs.placed(self._arguments, self.gates.device, {self._dtype: inputs.home(self.model)[1]})
         ignored = self.targets["ignore"]
         return Proof(self.model, self.table, arguments, readers=self._readers, ignored=ignored)
-
-
-def _precision(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def counts(table: ChannelTable, counter: str) -> dict[str, Cost]:

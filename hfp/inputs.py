@@ -106,15 +106,21 @@ def shape_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty_like(tensor, dtype=dtype, device="meta")
 
 
-def suited(description: Mapping[str, Any], model: nn.Module) -> Arguments:
+def home(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a model is, and its precision: those of its first parameter that is not an integer."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    return first.device, first.dtype
+
+
+def example_for(description: Mapping[str, Any], model: nn.Module) -> Arguments:
     """Zeros (or the values that are told) as `description` has them, where `model` is and of its precision.
 
-    >>> suited({"args": [{"shape": [1, 2], "dtype": "float32"}], "kwargs": {}}, nn.Linear(2, 3).double())
+    >>> example_for({"args": [{"shape": [1, 2], "dtype": "float32"}], "kwargs": {}}, nn.Linear(2, 3).double())
     ((tensor([[0., 0.]], dtype=torch.float64),), {})
     """
-    own = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    device, dtype = home(model)
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return placed(rebuild(description), own.device, dict.fromkeys(floats, own.dtype))
+    return placed(rebuild(description), device, dict.fromkeys(floats, dtype))
 
 
 def batched(inputs: Arguments, size: int) -> Arguments | None:

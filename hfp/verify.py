@@ -19,7 +19,7 @@ from hfp.ambient import plainly
 from hfp.channels import ChannelTable
 from hfp.copies import shared_functions
 from hfp.explain import phrase
-from hfp.inputs import Arguments, arguments, placed, rebuild, tells_values
+from hfp.inputs import Arguments, arguments, home, placed, rebuild, tells_values
 from hfp.rules.own import OWN
 from hfp.source import first_line
 from hfp.tracing.play import preserved, set_mode
@@ -99,8 +99,7 @@ class Proof:
     ) -> None:
         """`ignored`: what the table was made with, and the advice goes on from; `tolerance`: that of the precision;
         `chance`: whether the model may draw numbers, which are others for another width."""
-        first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
-        self.dtype, self.device = first.dtype, first.device
+        self.device, self.dtype = home(model)
         self.model, self.table, self.arguments = model, table, placed(arguments, self.device)
         self.original = model  # of which `model` may be a copy in another precision
         self.readers = gates.Readers(model, table) if readers is None else readers

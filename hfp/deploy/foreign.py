@@ -42,7 +42,7 @@ def read(path: str | Path, *, use_ema: bool = False) -> State:
 
 
 def _tensors(path: str | Path) -> State:
-    with files.opened(path) as file:
+    with files.safetensors_at(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
 
 

@@ -98,7 +98,7 @@ class Outcome:
     @property
     def inputs(self) -> Arguments:
         """Zeros that the networks run on, or the values that are told."""
-        return inputs.suited(checkpoint.record_of(self.small).inputs, self.small)
+        return inputs.example_for(checkpoint.record_of(self.small).inputs, self.small)
 
     def apart(self, a: Callable[..., Any], b: Callable[..., Any], chance: bool = True) -> float:
         """`outputs.difference` of two forms of the network, on inputs that suit it."""

@@ -42,7 +42,7 @@ def recut(
         ValueError: a target that is out of reach.
     """
     record = checkpoint.record_of(small)
-    args, kwargs = inputs.suited(record.inputs, small)
+    args, kwargs = inputs.example_for(record.inputs, small)
     given = args or kwargs
     ignore, counter = tuple(record.targets.get("ignore") or ()), record.targets.get("counter") or "macs"
     table = trace(dense, given, ignore=ignore, ptflops=counter == "ptflops")

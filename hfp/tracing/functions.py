@@ -62,7 +62,7 @@ _DEVICE = torch.Tensor.device.__get__
 
 
 @contextmanager
-def _unfused() -> Iterator[None]:
+def _without_mkldnn() -> Iterator[None]:
     """On numbers, a fused operator would hide what recurrent layers are made of."""
     before = torch.backends.mkldnn.set_flags(_enabled=False)[0]
     try:
@@ -145,7 +145,7 @@ class Functions(TorchFunctionMode):
             return out
         self.watcher.position.followed = func
         try:
-            with _unfused() if site.function == "lstm" else nullcontext():
+            with _without_mkldnn() if site.function == "lstm" else nullcontext():
                 out = func(*args, **kwargs)
             if site.function in MAKERS:
                 self.watcher.tell_number(out, (*args, *kwargs.values()))

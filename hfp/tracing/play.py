@@ -58,7 +58,7 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
     with (
         as_set(),
         preserved(model),
-        _unfused(),
+        _plain_attention(),
         forked(),
         torch.no_grad(),
         eagerly(),
@@ -87,7 +87,7 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
 
 
 @contextmanager
-def _unfused() -> Iterator[None]:
+def _plain_attention() -> Iterator[None]:
     """A fused operator would hide what attention is made of."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -203,7 +203,7 @@ class Watcher(TorchDispatchMode):
         stored = bool(tensors) and all(map(self._memory.is_stored, tensors))
         for tensor in tensors_in(out):
             self._memory.meet(tensor, stored)
-        outs = tensors_in(out) if own else labelled(out)
+        outs = tensors_in(out) if own else carriers(out)
         after = tuple(self.labels(tensor) for tensor in outs)
         touched = sum(map(_some, after), before)
         if own or (touched and name.rstrip("_") not in SIZE_FREE and (before or self._as_wide(outs))):
@@ -240,7 +240,7 @@ class Watcher(TorchDispatchMode):
         if name in ("max", "min") and isinstance(out, tuple) and (read := self.labels(args[0])):
             ids = read[call.argument(1, "dim")]
             self._largest[out[1]] = ids
-        parts = tensors_in(out) if own or isinstance(labels, list) else labelled(out)
+        parts = tensors_in(out) if own or isinstance(labels, list) else carriers(out)
         every = labels if isinstance(labels, list) else [labels] * len(parts)
         for part, axes in zip(parts, every, strict=True):
             assert not axes or len(axes) == part.dim(), f"{place} gives {len(axes)} labels to {part.dim()} axes"
@@ -312,7 +312,7 @@ def _some(labels: Labels) -> tuple[Tensor, ...]:
     return tuple([ids for ids in labels if ids is not None]) if labels else ()
 
 
-def labelled(out: Any) -> list[Tensor]:
+def carriers(out: Any) -> list[Tensor]:
     """The outputs that carry labels: all parts of a split; else the first, and those of its shape."""
     if isinstance(out, Tensor):
         return [out]
