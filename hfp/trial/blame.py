@@ -115,17 +115,17 @@ class Blame:
                 self.met.pop(id(other), None)
                 self.met[id(other)] = other
         self.known = max(self.known, at)  # the next step may be met again
-        # A length may be reckoned (as one head's share of a width) that stands on an axis of its own later on.
-        later = (other for other in self._of_length[len(ids)].values() if id(other) not in self.met)
+        # A length may be reckoned (as one head's share of a width) that stands on an axis of its own later on, there.
+        here = self.dense[at].place.module if at < len(self.dense) else ""
+        later = (other for other in self._in_module[here].values() if id(other) not in self.met)
         others = (other for other in chain(reversed(self.met.values()), later) if other is not ids)
         alike = (other for other in others if len(other) == len(ids) and self.cut.length(other) == found)
         return tuple(islice(alike, 4))
 
     @cached_property
-    def _of_length(self) -> dict[int, dict[int, Tensor]]:
-        """Length -> the labels of the whole run that are so many, by identity."""
-        found: dict[int, dict[int, Tensor]] = defaultdict(dict)
+    def _in_module(self) -> dict[str, dict[int, Tensor]]:
+        """Module -> the labels that its operators meet, by identity."""
+        found: dict[str, dict[int, Tensor]] = defaultdict(dict)
         for step in self.dense:
-            for ids in step.touched:
-                found[len(ids)][id(ids)] = ids
+            found[step.place.module] |= {id(ids): ids for ids in step.touched}
         return found
