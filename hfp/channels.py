@@ -22,7 +22,7 @@ from hfp.groups import Group, grouped
 from hfp.labels import FIXED, NO_IDS, Ledger, Place, extended, prunable, unique_rows
 from hfp.names import Names
 from hfp.resolve import Numbering, resolve
-from hfp.tracing.operands import Operand
+from hfp.tracing.operands import Operand, with_periods
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def build_table(ledger: Ledger, operands: list[Operand], names: Names, inputs: d
         groups=grouped(row.channels, row.axis, row.places, count, products, of[torch.cat([NO_IDS, *ledger.wide])]),
         pinned=_pinned(row, ledger, numbering),
         readers=tuple((name, dim) for name, dim in readers if row.number[id(ledger.axes[name][dim])] in free),
-        operands=tuple(_left(hidden)),
+        operands=tuple(_left(with_periods(hidden))),
         attributes={where: channels for where, channels in attributes.items() if prunable(channels)},
         macs=cost((term.coefficient, term.factors) for term in ledger.macs),
         params=cost((1, ledger.axes[name]) for name in names.parameters),

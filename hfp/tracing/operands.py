@@ -17,7 +17,7 @@ channels were not there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,8 @@ class Operand:
     """How often what the site is inside of was entered, with and without this operand."""
     line: str | None = None
     """Where in the model's code that is; None where the same code calls it for other things as well."""
+    period: int = 0
+    """How many channels come again for every example of the batch, where that lies on the same axis; 0 elsewhere."""
 
 
 def find(
@@ -100,6 +102,7 @@ def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs
     leaves, spec = tree_flatten((args, kwargs))
     for operand, gate in zip(operands, gates, strict=True):
         x = leaves[operand.argument]
+        gate = _for_batch(operand, gate, x)
         if not isinstance(x, Tensor) or (
             operand.how != "power" and (x.dim() < -operand.axis or x.shape[operand.axis] != len(gate))
         ):
@@ -110,6 +113,44 @@ def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs
         leaves[operand.argument] = _hidden(x, gate, operand)
     args, kwargs = tree_unflatten(leaves, spec)
     return args, kwargs
+
+
+def with_periods(operands: Sequence[Operand]) -> list[Operand]:
+    """The same, told where a batch of another size makes the axis longer or shorter: `x.view(1, b * c, h, w)`.
+
+    The model was run with two examples at least in training, and maybe with one besides.
+    """
+    periods = {_argument(operand): channels for operand in operands if len(channels := _once(operand.channels))}
+    found = []
+    for operand in operands:
+        once = periods.get(_argument(operand))
+        if once is not None and len(operand.channels) % len(once) == 0:
+            alike = torch.equal(operand.channels, once.repeat(len(operand.channels) // len(once)))
+            operand = replace(operand, period=len(once) if alike else 0)
+        found.append(operand)
+    return found
+
+
+def _argument(operand: Operand) -> tuple[Any, ...]:
+    return operand.site, operand.argument, operand.axis, operand.how
+
+
+def _once(channels: Tensor) -> Tensor:
+    """Those of one example, if the same channels stand on the axis again and again; else none."""
+    again = (channels == channels[:1]).nonzero().flatten()[1:2]
+    period = int(again) if len(again) and len(channels) % int(again) == 0 else 0
+    first, rows = channels[:period], channels.reshape(-1, period or len(channels))
+    return first if len(first.unique()) == period and bool((rows == rows[0]).all()) else channels[:0]
+
+
+def _for_batch(operand: Operand, gate: Tensor, x: Any) -> Tensor:
+    """The gates along the axis, for as many examples as there are."""
+    if not operand.period or operand.how in ("lowest", "highest") or not isinstance(x, Tensor):
+        return gate
+    length = x.shape[operand.axis] if x.dim() >= -operand.axis else 0
+    if length == len(gate) or length % operand.period:
+        return gate
+    return gate[: operand.period].repeat(length // operand.period)
 
 
 def _hidden(x: Tensor, gate: Tensor, operand: Operand) -> Tensor:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from promises import random_keep
+from specimen import conv
+from torch import Tensor, nn
 
+from hfp import trace
+from hfp.gates import Readers, gated_forward
 from hfp.labels import FIXED, Ask, Labels, Place
-from hfp.tracing.operands import Operand, find, hide
+from hfp.surgery import compact
+from hfp.tracing.operands import Operand, find, hide, with_periods
 from hfp.tracing.position import Site
 
 KEEP = torch.tensor([True, False, True, True, False, True])
@@ -112,6 +118,64 @@ def test_the_share_of_a_mean_is_a_number_to_the_gates() -> None:
 def test_other_arguments_than_in_the_trace(wrong: Any) -> None:
     with pytest.raises(RuntimeError, match="function in block gets other arguments; wrap the model with inputs"):
         hide([operand("zero")], [GATE], (wrong,), {})
+
+
+@pytest.mark.parametrize(
+    "channels, other, period",
+    [
+        ([3, 4, 5, 3, 4, 5], [3, 4, 5, 3, 4, 5], 3),
+        ([3, 4, 5], [3, 4, 5, 3, 4, 5], 3),  # of one example, and of two
+        ([3, 4, 5], [3, 4, 5], 0),
+        ([3, 3, 4, 4], [3, 3, 4, 4], 0),  # the batch lies inside of the channels
+        ([3, 3, 4, 3, 3, 4], [3, 3, 4, 3, 3, 4], 0),  # so may something else
+        ([3, FIXED, 4, 3, FIXED, 4], [3, FIXED, 4], 3),
+    ],
+)
+def test_channels_that_come_again_for_every_example(channels: list[int], other: list[int], period: int) -> None:
+    here = replace(operand("zero"), channels=torch.tensor(channels))
+    there = replace(operand("zero"), channels=torch.tensor(other), training=True)
+    elsewhere = replace(here, argument=1, channels=torch.tensor([5, 4, 3]))
+    assert [one.period for one in with_periods([here, elsewhere, there])] == [period, 0, period]
+
+
+@pytest.mark.parametrize("examples", [1, 2, 5])
+def test_a_batch_of_another_size_on_the_axis_of_the_channels(examples: int) -> None:
+    own = replace(operand("zero"), channels=torch.arange(6).repeat(2), period=6)
+    (hidden,), _ = hide([own], [GATE.repeat(2)], (torch.ones(3, 6 * examples),), {})
+    assert torch.equal(hidden, GATE.repeat(examples).expand(3, -1))
+    with pytest.raises(RuntimeError, match="gets other arguments"):
+        hide([own], [GATE.repeat(2)], (torch.ones(3, 6 * examples + 1),), {})
+
+
+class Experts(nn.Module):
+    """A kernel for each example, a mixture of four; the batch becomes groups of one convolution."""
+
+    def __init__(self, narrow: int, wide: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(narrow, 4)
+        self.kernels = nn.Parameter(torch.randn(4, wide, narrow, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        shares = self.router(x.mean((2, 3))).sigmoid()
+        kernels = torch.einsum("be,eoikl->boikl", shares, self.kernels).flatten(0, 1)
+        y = F.conv2d(x.reshape(1, batch * channels, height, width), kernels, groups=batch, padding=1)
+        return y.view(batch, -1, height, width)
+
+
+@pytest.mark.parametrize("traced", [1, 2])
+def test_a_network_that_folds_the_batch_into_its_channels_takes_any(traced: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 8), nn.ReLU(), Experts(8, 6), nn.ReLU(), Experts(6, 5), conv(5, 2)).double()
+    table = trace(model, torch.randn(traced, 3, 6, 6, dtype=torch.float64))
+    assert len(table.groups) == 5 and any(operand.period for operand in table.operands)
+    keep = random_keep(table, 0.5, torch.Generator().manual_seed(0))
+    small, readers = compact(model, table, keep), Readers(model, table)
+    for training in (True, False):
+        for examples in (1, 2, 3, 7):
+            x = torch.randn(examples, 3, 6, 6, dtype=torch.float64)
+            gated = gated_forward(model.train(training), readers, keep.double(), x)
+            torch.testing.assert_close(gated, small.train(training)(x))
 
 
 # ---------------------------------------------------------------------------------------------- find
