@@ -28,6 +28,8 @@ class Call:
     place: Place
     module: nn.Module | None = None
     """The module in whose forward the operator runs."""
+    follows: frozenset[int] = frozenset()
+    """Bounds of a slice that the model's code takes from attributes, which may change with the channels."""
 
     def tensors(self) -> list[Tensor]:
         """All tensors among the arguments, nested ones too."""

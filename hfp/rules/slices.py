@@ -61,8 +61,9 @@ def slice_(ledger: Ledger, call: Call) -> Labels:
             ledger.tie(pairs[:, :1], pairs, call.place)
         else:
             bounds = [first] if end is None or end >= size else [first, end]
-            for fixed in [_counted(ids, bound) for bound in bounds] if step == 1 else [ids]:
-                ledger.pin(fixed, "is cut at fixed positions", call.place)
+            fixed = [_counted(ids, bound) for bound in bounds if bound not in call.follows] if step == 1 else [ids]
+            for own in fixed:
+                ledger.pin(own, "is cut at fixed positions", call.place)
         labels[axis] = ids[start::step][:length] if length > 1 else None
     return tuple(labels)
 

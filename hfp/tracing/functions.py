@@ -26,6 +26,7 @@ from hfp.tracing.opened import attention, opened, unscaled_scores
 from hfp.tracing.operands import Operand, find
 from hfp.tracing.position import Site
 from hfp.tracing.sizes import SIZE_FREE_FUNCTIONS, axes_read, tells_size
+from hfp.tracing.told import bounds_reckoned
 from hfp.tracing.watcher import Watcher
 
 Around = Callable[[Site, Any, Any, Callable[[], Any]], Any]
@@ -144,6 +145,7 @@ class Functions(TorchFunctionMode):
             self.watcher.follow_module(func.module, args, kwargs, out)
             return out
         self.watcher.position.followed = func
+        self.watcher.follows = bounds_reckoned(args) if site.function == "__getitem__" else frozenset()
         try:
             with _without_mkldnn() if site.function == "lstm" else nullcontext():
                 out = func(*args, **kwargs)
@@ -151,7 +153,7 @@ class Functions(TorchFunctionMode):
                 self.watcher.tell_number(out, (*args, *kwargs.values()))
             return out
         finally:
-            self.watcher.position.followed = None
+            self.watcher.position.followed, self.watcher.follows = None, frozenset()
 
     def _grant(self, ask: Ask, site: Site, args: Any, kwargs: Any, whole: bool) -> None:
         # The arguments of a module cannot be changed: the gated forward calls functions, but leaves modules alone.

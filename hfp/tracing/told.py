@@ -51,6 +51,9 @@ class Reckoned(int):
     def of(self) -> tuple[Attribute, ...]:
         return () if self.span.over else self._of
 
+    def __neg__(self) -> Reckoned:
+        return Reckoned(-int(self), self._of, self.span)
+
     def __copy__(self) -> Reckoned:
         return self
 
@@ -63,6 +66,20 @@ class Reckoned(int):
 
 class Told(Reckoned):
     """An attribute's value."""
+
+    def __neg__(self) -> Minus:
+        return Minus(-int(self), self._of, self.span)
+
+
+class Minus(Reckoned):
+    """Minus an attribute's value: a bound that is counted from the end."""
+
+    def __neg__(self) -> Told:
+        return Told(-int(self), self._of, self.span)
+
+
+class Width(Reckoned):
+    """What a layer of PyTorch says of a parameter that it has: it is made of nothing that would have to be changed."""
 
 
 def _remembering(name: str) -> Callable[[Reckoned, Any], Any]:
@@ -85,9 +102,7 @@ for _name in "add sub mul floordiv mod".split():
 
 def sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
     """(attribute, value) of what may be a size; `name.1` and `config.heads` are entries (`hfp.tracing.attributes`)."""
-    follows = type(module).__module__.startswith("torch.nn.") and any(
-        p is not None for p in module._parameters.values()
-    )
+    follows = _follows(module)
     for name, value in vars(module).items():
         if name.startswith("_") or (follows and name in KNOWN):
             continue  # `hfp.surgery` sees to what layers of PyTorch say of the parameters that they have
@@ -95,6 +110,11 @@ def sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
             yield name, value
         else:
             yield from ((f"{name}.{key}", entry) for key, entry in entries_of(value).items() if type(entry) is int)
+
+
+def _follows(module: nn.Module) -> bool:
+    """Whether it is a layer of PyTorch with parameters of its own."""
+    return type(module).__module__.startswith("torch.nn.") and any(p is not None for p in module._parameters.values())
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,8 @@ def mark(names: Mapping[nn.Module, str], span: Span, written: Container[int] = (
     marked: list[Marked] = []
     for module, path in names.items():
         own, inner = vars(module), defaultdict[str, dict[str, Told]](dict)
+        if _follows(module):
+            own |= {name: Width(own[name], (), span) for name in KNOWN & own.keys() if type(own[name]) is int}
         for attribute, value in list(sizes(module)):
             name, _, key = attribute.partition(".")
             told = Told(value, [(path, attribute)], span)
@@ -184,11 +206,19 @@ def attributes_asked(
         slices = [(ids, index) for ids, index in _by_axis(given, args[1]) if isinstance(index, slice)]
         bounds = [(ids, bound) for ids, index in slices for bound in (index.start, index.stop)]
         counted = [(ids[:bound], bound) for ids, bound in bounds if ids is not None and isinstance(bound, Told)]
+        counted += [(ids[bound:], -bound) for ids, bound in bounds if ids is not None and isinstance(bound, Minus)]
     elif (parts := parts_asked(function, args, kwargs, len(made))) is not None:
         counted = [(labels[parts[1]], size) for labels, size in zip(made, parts[0], strict=False) if labels]
     for ids, number in counted:
         if ids is not None and isinstance(number, Told) and number.of and number == len(ids):
             yield ids, number.of[0]
+
+
+def bounds_reckoned(args: Any) -> frozenset[int]:
+    """The bounds of the slices in the arguments of `__getitem__` that are made of attributes."""
+    entries = args[1] if isinstance(args[1], tuple) else (args[1],)
+    bounds = (bound for entry in entries if isinstance(entry, slice) for bound in (entry.start, entry.stop))
+    return frozenset(int(bound) for bound in bounds if isinstance(bound, Reckoned) and not bound.span.over)
 
 
 def _by_axis(labels: Labels, index: Any) -> Iterator[tuple[Tensor | None, Any]]:

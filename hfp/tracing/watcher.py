@@ -87,6 +87,8 @@ class Watcher(TorchDispatchMode):
         self.sizes = 0  # how often channels have met an operator that is given a size
         self.read: Tensor | None = None
         """The tensor whose size was read last."""
+        self.follows: frozenset[int] = frozenset()
+        """Bounds of the slice that is being taken, of those that are made of attributes."""
         self._paused = False
         self._widths = {len(ids) for axes in ledger.axes.values() for ids in axes}
         # A plain table, since many operators ask for it. The tensor stands beside its name so that no other can take
@@ -223,7 +225,9 @@ class Watcher(TorchDispatchMode):
         if name != place.operator and name in _MOVED_IN_PLACE:
             rule = stays_whole
         module = func if isinstance(func, nn.Module) else self.position.module
-        call = Call(func, args, kwargs, out, self.labels, self.name_of, self._memory.is_stored, place, module)
+        call = Call(
+            func, args, kwargs, out, self.labels, self.name_of, self._memory.is_stored, place, module, self.follows
+        )
         macs, pins = len(self.ledger.macs), len(self.ledger.pins)
         try:
             labels = rule(self.ledger, call)

@@ -133,6 +133,40 @@ def test_a_reshape_to_the_width_of_the_input_ties_the_two() -> None:
         check(model, table)
 
 
+def sliced(net: Net, h: Tensor, first: slice, rest: slice) -> Tensor:
+    return net.b(h[..., first]) + net.c(h[..., rest])
+
+
+SLICES: dict[str, Any] = {
+    "an attribute": lambda net, h: sliced(net, h, slice(net.n), slice(net.n, None)),
+    "what is reckoned from one": lambda net, h: sliced(net, h, slice(net.n * 1), slice(net.n + 0, None)),
+    "an attribute, from the end": lambda net, h: sliced(net, h, slice(-net.k), slice(-net.k, None)),
+    "two attributes": lambda net, h: sliced(net, h, slice(net.n), slice(net.n, net.both)),
+    "what layers say": lambda net, h: sliced(net, h, slice(net.b.in_features), slice(-net.c.in_features, None)),
+}
+
+
+@pytest.mark.parametrize("bounds", SLICES)
+def test_bounds_of_slices_that_attributes_say(bounds: str) -> None:
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(8, 13), "b": nn.Linear(5, 2), "c": nn.Linear(8, 2)}
+    net = Net(lambda net, x: SLICES[bounds](net, net.a(x).relu()), **layers)
+    net.n, net.k, net.both = 5, 8, 13
+    model = net.double().eval()
+    table = trace(model, X)
+    assert sorted(group.width for group in table.groups) == [5, 8]
+    check(model, table)
+
+
+def test_bounds_of_slices_that_are_written_into_the_code_stay() -> None:
+    layers = {"a": nn.Linear(8, 13), "b": nn.Linear(5, 2), "c": nn.Linear(8, 2)}
+    model = Net(lambda net, x: sliced(net, net.a(x).relu(), slice(5), slice(5, None)), **layers).double().eval()
+    table = trace(model, X)
+    assert [group.width for group in table.groups] == [8]
+    assert any("is cut at fixed positions" in row.reason and row.count == 5 for row in table.pinned)
+    check(model, table)
+
+
 class Cross(nn.Module):
     """Every head is as large as a share of the stream, which is as wide as all heads together."""
 
