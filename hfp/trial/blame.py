@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from hfp.labels import ANY, FIXED, Labels, prunable
+from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
+from hfp.rules.pointwise import POINTWISE
 from hfp.tracing.position import Site
 from hfp.tracing.run import Called
 from hfp.tracing.told import asked, parts_asked
@@ -66,10 +68,22 @@ class Blame:
         shape, labels = called.outs[0][:2]
         given = asked(site.function, args) if len(called.outs) == 1 and not mixes else []
         extents = self.extents(at, shape, labels, self.cut.shape(shape, labels), given)
-        known = extents or ([misfit.extent] if misfit.extent else [])
+        known = extents or ([misfit.extent] if misfit.extent else self._alike(at, shape, labels, args))
         return [replace(misfit, key=(site, e.axis), extent=e, asked=bool(extents)) for e in known] or [
             replace(misfit, key=(site,))
         ]
+
+    def _alike(self, at: int, shape: Sequence[int], labels: Labels, args: Any) -> list[Extent]:
+        """Lengths of what is given to a function that computes index by index: zeros(b, c), with the c of a tensor."""
+        if at >= len(self.dense) or self.dense[at].operator not in POINTWISE:
+            return []
+        left = self.cut.shape(shape, labels)
+        for x in values_in(args):
+            if isinstance(x, Tensor) and 0 < x.dim() <= len(left):
+                own = [left[axis] if n == 1 else n for axis, n in enumerate(x.shape, -x.dim())]
+                if extents := self.extents(at, shape, labels, left, [*left[: -x.dim()], *own]):
+                    return extents
+        return []
 
     def _parts(self, called: Called, at: int, sizes: Sequence[int], axis: int) -> list[tuple[int, Extent]]:
         """(part, length) of a split for which other sizes were asked than are left of its parts."""

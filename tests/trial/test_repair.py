@@ -198,6 +198,26 @@ def test_a_share_of_a_width_follows_what_stands_on_an_axis_of_its_own_later_on(
     check(model, table)
 
 
+@pytest.mark.parametrize("how", ["the stream", "an attribute"])
+def test_a_first_state_is_as_wide_as_what_it_meets(how: str) -> None:
+    """`zeros(batch, c)` may have the c of another tensor, which is then cut alike, or that of an attribute."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).relu()
+        k = net.b(h)
+        state = torch.full((len(x), h.shape[-1] if how == "the stream" else net.wide), -1e3, dtype=x.dtype)
+        for token in k.unbind(1):
+            state = torch.maximum(state - 0.1, token)
+        return net.d(h.mean(1)) + net.c(state)
+
+    torch.manual_seed(0)
+    model = Net(run, a=nn.Linear(8, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 2), d=nn.Linear(6, 2)).double().eval()
+    model.wide = 6
+    table = trace(model, X)
+    assert [group.width for group in table.groups] == ([6] if how == "the stream" else [6, 6])
+    check(model, table)
+
+
 def test_a_repair_that_does_not_help_is_taken_back() -> None:
     """`other` is 6 too, but does not say the width; nor do the attributes of modules around."""
     model = Net(lambda net, x: net.b(net.a(x).reshape(-1, 6)), a=nn.Linear(8, 6), b=nn.Linear(6, 2)).double().eval()
