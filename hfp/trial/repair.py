@@ -182,7 +182,13 @@ class Repairs:
         """Attributes that have to stay, and why: they stand in arithmetic, which is right again if they stay."""
         scaled = {misfit.key for misfit in found if misfit.scalings} - self.unscaled
         arithmetic = {misfit.key: misfit for misfit in found if misfit.numbers and misfit.key not in scaled}
-        refused = []
+        refused = [
+            (misfit, repair)
+            for misfit in found
+            if misfit.extent is not None and isinstance(misfit.extent.found, Reckoned)
+            for repair in self.kept
+            if repair.attribute in misfit.extent.found.of
+        ]
         for name, paths in _modules_of(repair for repair in self.kept if arithmetic and repair.sure):
             right = self._asks(name, paths, table) & set(arithmetic)
             if right:
@@ -278,6 +284,8 @@ class Repairs:
         known = {repair.attribute: repair.ids for repair in self.kept}
         for path, name in number.of:
             value = get_size(self.modules[path], name)
+            if (path, name) in known and misfit.extent is not None:
+                yield from _multiples(misfit.extent.ids, known[path, name])
             for ids in (*misfit.touched, *self._seen_in(misfit.place.module, table)):
                 if len(ids) == value and (path, name) not in known:
                     yield Repair(ids, (path, name))
@@ -316,6 +324,13 @@ def _modules_of(repairs: Iterable[Repair]) -> list[tuple[str, set[str]]]:
     for path, name in (repair.attribute for repair in repairs if repair.attribute is not None):
         paths[name].add(path)
     return sorted(paths.items())
+
+
+def _multiples(a: Tensor, b: Tensor) -> Iterator[Repair]:
+    """`2 * width`, `width // 2`: the shorter axis as often as it fits into the longer one."""
+    shorter, longer = sorted((a, b), key=len)
+    if len(shorter) < len(longer) and len(longer) % len(shorter) == 0:
+        yield Repair(longer, others=shorter.repeat(len(longer) // len(shorter)))
 
 
 def _asks_for_a_guess(misfit: Misfit) -> bool:

@@ -133,6 +133,33 @@ def test_a_reshape_to_the_width_of_the_input_ties_the_two() -> None:
         check(model, table)
 
 
+VALUES: dict[str, Any] = {
+    "twice as wide": (lambda width: 2 * width, 16, [3, 8]),
+    "half as wide": (lambda width: width // 2, 4, [3, 4]),
+    "wider by two": (lambda width: width + 2, 10, [3]),
+}
+
+
+@pytest.mark.parametrize("how", VALUES)
+def test_values_of_attention_that_are_wider_than_its_keys(how: str) -> None:
+    """A width that is a multiple of another is cut likewise; where it cannot be, both stay, but heads go."""
+    of_values, wide, groups = VALUES[how]
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        q, k = (each(x).view(*x.shape[:2], net.heads, net.width).transpose(1, 2) for each in (net.q, net.k))
+        v = net.v(x).view(*x.shape[:2], net.heads, of_values(net.width)).transpose(1, 2)
+        return net.out(((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(8, 3 * width) for name, width in (("q", 8), ("k", 8), ("v", wide))}
+    net = Net(run, **layers, out=nn.Linear(3 * wide, 2))
+    net.heads, net.width = 3, 8
+    model = net.double().eval()
+    table = trace(model, X)
+    assert sorted(group.width for group in table.groups) == groups
+    check(model, table)
+
+
 def sliced(net: Net, h: Tensor, first: slice, rest: slice) -> Tensor:
     return net.b(h[..., first]) + net.c(h[..., rest])
 
