@@ -96,7 +96,10 @@ def _beside(ledger: Ledger, call: Call) -> dict[int, Tensor | None]:
 
 
 def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None) -> None:
-    """Groups that are many and narrow (depthwise, ResNeXt) are removed whole, others thinned slot by slot."""
+    """Groups that are many and narrow (depthwise, ResNeXt) are removed whole, others thinned slot by slot.
+
+    So are those that read the same channels each, being examples of a batch.
+    """
     x, weight, groups = call.args[0], call.args[1], call.args[8]
     if read is None or made is None:
         for ids in (read, made):
@@ -107,7 +110,7 @@ def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None)
             )
         return
     outputs, inputs = made.reshape(groups, -1), read.reshape(groups, -1)
-    if x.shape[1] // groups < groups:
+    if x.shape[1] // groups < groups and not _alike(inputs):
         ledger.tie(outputs[:, :1], outputs, call.place)
         ledger.tie(outputs[:, :1], inputs, call.place)
         if isinstance(call.module, _ConvNd) and call.module.groups == groups:
@@ -121,28 +124,42 @@ def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None)
 
 
 def _transposed_groups(ledger: Ledger, call: Call) -> Labels:
-    """Groups are removed whole: their inputs, which are rows of the weight, and their outputs."""
+    """Groups are removed whole: their inputs, which are rows of the weight, and their outputs.
+
+    Those that read the same channels each, being examples of a batch, are cut slot by slot.
+    """
     x, weight, bias, groups = *call.args[:3], call.args[8]
-    read, rows = call.ids(x, 1), call.ids(weight, 0)
+    read, rows, columns = call.ids(x, 1), call.ids(weight, 0), call.ids(weight, 1)
     made = None
-    for tensor, kept in ((x, 1), (weight, 0)):
+    for tensor, kept in ((x, (1,)), (weight, (0, 1))):
         for axis, ids in enumerate(call.labels(tensor)):
-            if axis != kept:
+            if axis not in kept:
                 ledger.pin(ids, "is beside the channels of a grouped convolution", call.place)
-    if read is None or rows is None or not isinstance(call.module, _ConvNd) or call.module.groups != groups:
-        for ids in (read, rows):
-            ledger.pin(ids, "is in a grouped convolution that reads values that belong to no channel", call.place)
+    if read is not None and rows is not None and _alike(read.reshape(groups, -1)):
+        read_by(ledger, call, read, weight, rows)
+        ledger.makes(columns)
+        made = None if columns is None else columns.repeat(groups)
     else:
-        ledger.tie(read, rows, call.place)
-        members = rows.reshape(groups, -1)
-        ledger.tie(members[:, :1], members, call.place)
-        ledger.attributes[call.place.module, "groups"] = members[:, 0]
-        ledger.makes(rows)
-        made = members[:, 0].repeat_interleave(weight.shape[1])
-        if bias is not None:
-            _add_bias(ledger, call, made, bias)
+        ledger.pin(columns, "is beside the channels of a grouped convolution", call.place)
+        if read is None or rows is None or not isinstance(call.module, _ConvNd) or call.module.groups != groups:
+            for ids in (read, rows):
+                ledger.pin(ids, "is in a grouped convolution that reads values that belong to no channel", call.place)
+        else:
+            ledger.tie(read, rows, call.place)
+            members = rows.reshape(groups, -1)
+            ledger.tie(members[:, :1], members, call.place)
+            ledger.attributes[call.place.module, "groups"] = members[:, 0]
+            ledger.makes(rows)
+            made = members[:, 0].repeat_interleave(weight.shape[1])
+    if bias is not None:
+        _add_bias(ledger, call, made, bias)
     count_macs(ledger, call, x.shape[0] * prod(x.shape[2:]) * prod(weight.shape[2:]), [(weight, 0), (weight, 1)])
     return _labels(call.out.dim(), {1: made})
+
+
+def _alike(groups: Tensor) -> bool:
+    """Whether all groups (g, n) have the same channels."""
+    return bool(((groups == groups[:1]) & (groups != ANY)).all())
 
 
 def convolution_backward(ledger: Ledger, call: Call) -> Labels:

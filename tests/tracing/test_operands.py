@@ -163,12 +163,26 @@ class Experts(nn.Module):
         return y.view(batch, -1, height, width)
 
 
-@pytest.mark.parametrize("traced", [1, 2])
-def test_a_network_that_folds_the_batch_into_its_channels_takes_any(traced: int) -> None:
+class Upsampling(Experts):
+    """The same, transposed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        shares = self.router(x.mean((2, 3))).sigmoid()
+        kernels = torch.einsum("be,eoikl->biokl", shares, self.kernels).flatten(0, 1)
+        y = F.conv_transpose2d(x.reshape(1, batch * channels, height, width), kernels, groups=batch, stride=2)
+        return y.view(batch, -1, *y.shape[2:])
+
+
+@pytest.mark.parametrize("kind", [Experts, Upsampling])
+@pytest.mark.parametrize("traced", [1, 2, 16])
+def test_a_network_that_folds_the_batch_into_its_channels_takes_any(traced: int, kind: type[Experts]) -> None:
+    """Even one larger than the groups are wide, which are not taken for those of a depthwise convolution."""
     torch.manual_seed(0)
-    model = nn.Sequential(conv(3, 8), nn.ReLU(), Experts(8, 6), nn.ReLU(), Experts(6, 5), conv(5, 2)).double()
+    model = nn.Sequential(conv(3, 8), nn.ReLU(), kind(8, 6), nn.ReLU(), kind(6, 5), conv(5, 2)).double()
     table = trace(model, torch.randn(traced, 3, 6, 6, dtype=torch.float64))
-    assert len(table.groups) == 5 and any(operand.period for operand in table.operands)
+    assert sorted(group.width for group in table.groups) == [4, 4, 5, 6, 8]
+    assert any(operand.period for operand in table.operands)
     keep = random_keep(table, 0.5, torch.Generator().manual_seed(0))
     small, readers = compact(model, table, keep), Readers(model, table)
     for training in (True, False):
