@@ -58,6 +58,8 @@ class ChannelTable:
     ptflops: Cost | None
     """What ptflops' default backend counts; None unless asked for, and where it gives no number (`notes` tell why)."""
     notes: tuple[str, ...]
+    written: frozenset[str]
+    """Names of the tensors that a forward writes to: statistics, caches, weights that are clipped there."""
     inputs: dict[str, Any]
     """Description of the example inputs, see `hfp.inputs`."""
     channel_of: Tensor
@@ -135,6 +137,7 @@ def build_table(ledger: Ledger, operands: list[Operand], names: Names, inputs: d
         params=cost((1, ledger.axes[name]) for name in names.parameters),
         ptflops=None if ledger.ptflops is None else cost((term.coefficient, term.factors) for term in ledger.ptflops),
         notes=tuple(ledger.notes),
+        written=frozenset(ledger.written),
         inputs=inputs,
         channel_of=numbering.of,
     )

@@ -52,6 +52,7 @@ class Readers:
             names.setdefault(name, []).append(alias)
         self.places = [(name, dim, tuple(names[name])) for name, dim in table.readers]
         self.operands = table.operands
+        self.written = {alias for name in table.written for alias in names.get(name, ())}
         read = [*(table.axes[name][dim] for name, dim in table.readers), *(o.channels for o in self.operands)]
         self.lengths = [len(ids) for ids in read]
         self._ids = {torch.device("cpu"): _Ids(table.products, torch.cat([NO_IDS, *read]))}
@@ -185,7 +186,8 @@ class _Gated(nn.Module):
     def write_back(self) -> None:
         """What was written to in the forward is kept: averages, power iterations, queues."""
         now = {name: self.tensors[f"model.{name}"] for name in self.standing}
-        written = {name: now[name] for name, one in self.standing.items() if one.written(now[name])}
+        always = self.readers.written  # what is written through `.data` no tensor tells
+        written = {n: now[n] for n, one in self.standing.items() if n in always or one.written(now[n])}
         if written:
             self.readers.write_back(self.model, self.columns, written)
 

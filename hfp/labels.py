@@ -110,6 +110,8 @@ class Ledger:
     asks: list[Ask] = field(default_factory=list)
     produced: list[Tensor] = field(default_factory=list)
     """Ids that a mixer made."""
+    written: set[str] = field(default_factory=set)
+    """Names of tensors that a forward has written to."""
     readers: dict[str, set[int]] = field(default_factory=dict)
     """Tensor name -> the dims on which it reads channels: where the gates sit."""
     attributes: dict[tuple[str, str], Tensor] = field(default_factory=dict)

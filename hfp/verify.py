@@ -105,7 +105,7 @@ class Proof:
         self.readers = gates.Readers(model, table) if readers is None else readers
         self.ignored, self.chance, self.as_given = ignored, chance, tells_values(table.inputs)
         self.written: dict[str, None] = {}
-        """Names of the buffers that a forward has written to, in evaluation mode."""
+        """Names of the buffers and parameters that a forward has written to, in evaluation mode."""
         self.tolerance = outputs.TOLERANCE.get(self.dtype, 1e-4) if tolerance is None else tolerance
 
     def check_gradients(self, keep: Tensor) -> None:
@@ -207,11 +207,11 @@ class Proof:
 
         small = surgery.compact(self.model, self.table, keep) if small is None else small
         networks = self.model, small
-        buffers = [
-            (name, buffer, buffer.detach().clone())
+        tensors = [
+            (name, tensor, tensor.detach().clone())
             for network in networks
-            for name, buffer in network.named_buffers()
-            if buffer.layout == torch.strided
+            for name, tensor in (*network.named_buffers(), *network.named_parameters())
+            if tensor.layout == torch.strided and (name in self.table.written or not isinstance(tensor, nn.Parameter))
         ]
         try:
             with preserved(self.model), preserved(small):
@@ -219,9 +219,9 @@ class Proof:
                     set_mode(network, False)
                 yield gated, small
         finally:
-            for name, buffer, before in buffers:
-                if not torch.equal(buffer, before):
-                    buffer.data.copy_(before)
+            for name, tensor, before in tensors:
+                if not torch.equal(tensor, before):
+                    tensor.data.copy_(before)
                     self.written[name] = None
 
     def _judge(self) -> Proof:

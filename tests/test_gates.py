@@ -106,7 +106,8 @@ def test_keywords_of_any_name() -> None:
 
 
 class Remembering(nn.Module):
-    """Reads channels by tensors that its forward writes to: in place, as other `data`, and as another tensor."""
+    """Reads channels by tensors that its forward writes to: in place, through `data` and as other `data`, and as
+    another tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,6 +122,7 @@ class Remembering(nn.Module):
         with torch.no_grad():
             self.key.weight.data = 0.9 * self.key.weight.data + 0.1 * self.query.weight.data
             self.key.bias.mul_(0.9)
+        self.last.weight.data.clamp_(-0.2, 0.2)
         out = self.last(self.query(h) + self.key(h)) + (h @ self.codes.clone().T + h @ self.queue.T).sum(
             1, keepdim=True
         )

@@ -294,6 +294,41 @@ def test_the_fault_of_a_cut_network_is_not_excused() -> None:
         hfp.verify(model, table, x)
 
 
+class ActNorm(nn.Module):
+    """Sets itself up by the first batch, whatever the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(16))
+        self.register_buffer("ready", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.ready.item() == 0:
+            self.shift.data.copy_(-x.detach().mean(0))
+            self.ready.fill_(1)
+        return x + self.shift
+
+
+class Renormalised(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.weight.copy_(nn.functional.normalize(self.weight, dim=1))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("second", [ActNorm, lambda: Renormalised(16, 16), lambda: nn.Embedding(20, 16, max_norm=0.1)])
+def test_what_forwards_write_to_parameters_is_put_back(second: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    layer = second()
+    looks_up = isinstance(layer, nn.Embedding)
+    first, x = ([], torch.randint(0, 20, (6,))) if looks_up else ([nn.Linear(8, 16)], torch.randn(6, 8))
+    model = nn.Sequential(*first, layer, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    net = hfp.wrap(model, x, target_params=0.7)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert net.table.written
+
+
 def test_a_codebook_that_the_first_batch_sets_up_is_to_be_set_up_before() -> None:
     def run(net: Net, x: Tensor) -> Tensor:
         h = net.a(x).relu()

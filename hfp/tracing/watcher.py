@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -94,6 +94,7 @@ class Watcher(TorchDispatchMode):
         # A plain table, since many operators ask for it. The tensor stands beside its name so that no other can take
         # its id while the run lasts.
         self._names = {id(tensor): (tensor, name) for name, tensor in shadows.items()}
+        self._stored = {x.untyped_storage()._cdata: name for name, x in shadows.items() if x.layout == torch.strided}
         self._memory = Memory()
         self._numbers = Numbers()
         for name, tensor in shadows.items():
@@ -165,10 +166,18 @@ class Watcher(TorchDispatchMode):
             return self._stand_aside(func, args, kwargs)
         out = outputs(func, args, kwargs)
         name = operator_name(func)
+        if writes := arguments_written(func):
+            self._note_written(writes, args, kwargs)
         self._pass_name_on(name, args, out)
         self._numbers.reckon(func, name, args, kwargs, out)
         self._follow(func, args, kwargs, out, name, func.overloadpacket in flop_registry)
         return out
+
+    def _note_written(self, writes: Sequence[tuple[int, str]], args: Any, kwargs: Any) -> None:
+        """Also through a view, or through what `.data` gives."""
+        written = [args[n] if n < len(args) else kwargs.get(name) for n, name in writes]
+        storages = {x.untyped_storage()._cdata for x in tensors_in(written) if x.layout == torch.strided}
+        self.ledger.written |= {name for storage, name in self._stored.items() if storage in storages}
 
     def _stand_aside(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operator that is given functions: what these do to channels is not followed, so all of them stay whole."""
@@ -324,6 +333,13 @@ def carriers(out: Any) -> list[Tensor]:
         return out
     outs = [x for x in (out if isinstance(out, tuple) else [out]) if isinstance(x, Tensor)]
     return [x for x in outs if x.shape == outs[0].shape]
+
+
+@cache
+def arguments_written(func: Any) -> tuple[tuple[int, str], ...]:
+    """(place, name) of the arguments that an operator writes to."""
+    arguments = enumerate(func._schema.arguments)
+    return tuple((n, a.name) for n, a in arguments if a.alias_info is not None and a.alias_info.is_write)
 
 
 @cache
