@@ -94,6 +94,8 @@ class Ask:
     reason: str
     """Why they must stay whole if they cannot be hidden."""
     place: Place
+    axis: int | None = None
+    """Along which it does, counted from the end, where the same channels may lie along another one as well."""
 
 
 @dataclass
@@ -235,9 +237,9 @@ class Ledger:
         if ids is not None:
             self.produced.append(ids)
 
-    def ask(self, ids: Tensor, how: str, reason: str, place: Place) -> None:
+    def ask(self, ids: Tensor, how: str, reason: str, place: Place, axis: int | None = None) -> None:
         """Have removed channels hidden from the operator that is running; if that cannot be done, they are pinned."""
-        self.asks.append(Ask(ids, how, reason, place))
+        self.asks.append(Ask(ids, how, reason, place, axis))
 
     def split(self, ids: Tensor, place: Place) -> list[Tensor]:
         """Factors of the ids (a, b, ...) that a view has spread over several axes: one vector for each axis."""

@@ -38,7 +38,7 @@ def along(axes_of: Callable[[Call], tuple[set[int], bool]]) -> Rule:
         for axis, ids in enumerate(labels):
             if ids is not None and axis in axes:
                 if how:
-                    ledger.ask(ids, how, reason, call.place)
+                    ledger.ask(ids, how, reason, call.place, axis - len(labels))
                 else:
                     ledger.pin(ids, reason, call.place)
         if call.place.operator in _SOFTMAXES:

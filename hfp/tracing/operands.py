@@ -82,6 +82,8 @@ def find(
         if ids is not None
     ]
     found = [place for place in carried if torch.equal(place[2], ask.ids)]
+    if ask.axis in {axis for _, axis, _ in found}:  # a mean over one side of a matrix of channels by channels
+        found = [place for place in found if place[1] == ask.axis]
     if found or function not in _MULTIPLYING:
         return found
     factors = factors_of(ask.ids)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from promises import random_keep
-from specimen import conv
+from promises import check_cut, random_keep
+from specimen import Net, conv
 from torch import Tensor, nn
 
 from hfp import trace
@@ -118,6 +118,47 @@ def test_the_share_of_a_mean_is_a_number_to_the_gates() -> None:
 def test_other_arguments_than_in_the_trace(wrong: Any) -> None:
     with pytest.raises(RuntimeError, match="function in block gets other arguments; wrap the model with inputs"):
         hide([operand("zero")], [GATE], (wrong,), {})
+
+
+def outer(x: Tensor) -> Tensor:
+    v = x.flatten(2).mean(-1)
+    return v[:, :, None] * v[:, None]
+
+
+def cosines(x: Tensor) -> Tensor:
+    f = x.flatten(2)
+    return F.cosine_similarity(f[:, :, None], f[:, None], dim=-1)
+
+
+def products(x: Tensor) -> Tensor:
+    f = x.flatten(2)
+    return f @ f.transpose(1, 2) / f.shape[2]
+
+
+SIDES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean of the last": lambda g: g.mean(-1),
+    "mean of the first": lambda g: g.mean(1),
+    "mean of both": lambda g: g.mean((1, 2), keepdim=True)[..., 0].expand(g.shape[:2]),
+    "deviation": lambda g: g.std(-1),
+    "distance from the mean": lambda g: (g - g.mean(-1, keepdim=True)).square().sum(-1),
+    "layer norm": lambda g: F.layer_norm(g, g.shape[-1:]).amax(-1),
+    "softmax": lambda g: g.softmax(1).amax(-1),
+    "sum": lambda g: g.sum(-2),
+}
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("matrix", [products, outer, cosines])
+def test_one_side_of_a_matrix_of_channels_by_channels(matrix: Callable[[Tensor], Tensor], side: str) -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).relu()
+        return net.b(h * SIDES[side](matrix(h))[..., None, None].sigmoid())
+
+    torch.manual_seed(0)
+    model, x = Net(run, a=conv(3, 8), b=conv(8, 4)).double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    table = trace(model, x)
+    assert [group.width for group in table.groups] == [8]
+    check_cut(model, table, random_keep(table, 0.5, torch.Generator().manual_seed(0)), ((x,), {}), 1e-10)
 
 
 @pytest.mark.parametrize(
