@@ -26,7 +26,7 @@ from hfp.tracing.opened import attention, opened, unscaled_scores
 from hfp.tracing.operands import Operand, find
 from hfp.tracing.position import Site
 from hfp.tracing.sizes import SIZE_FREE_FUNCTIONS, axes_read, tells_size
-from hfp.tracing.told import bounds_reckoned
+from hfp.tracing.told import SLICING, bounds_reckoned
 from hfp.tracing.watcher import Watcher
 
 Around = Callable[[Site, Any, Any, Callable[[], Any]], Any]
@@ -145,7 +145,8 @@ class Functions(TorchFunctionMode):
             self.watcher.follow_module(func.module, args, kwargs, out)
             return out
         self.watcher.position.followed = func
-        self.watcher.follows = bounds_reckoned(args) if site.function == "__getitem__" else frozenset()
+        if site.function in SLICING:
+            self.watcher.follows = bounds_reckoned(site.function, args, kwargs, self.watcher.labels(args[0]))
         try:
             with _without_mkldnn() if site.function == "lstm" else nullcontext():
                 out = func(*args, **kwargs)

@@ -21,7 +21,8 @@ from hfp.tracing.attributes import contents, entries_of, with_entries
 from hfp.tracing.sizes import WIDTHS
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
-ASKING = {"view", "reshape", "unflatten", "__getitem__", "split", "split_with_sizes"}
+SLICING = {"__getitem__", "narrow", "tensor_split"}
+ASKING = {"view", "reshape", "unflatten", "split", "split_with_sizes"} | SLICING
 """The functions among whose arguments are lengths."""
 
 
@@ -202,11 +203,11 @@ def attributes_asked(
     if function in ("view", "reshape", "unflatten") and len(made) == 1:
         lengths = asked(function, args)
         counted = [*zip(made[0], lengths, strict=True)] if len(lengths) == len(made[0]) else []
-    elif function == "__getitem__":
-        slices = [(ids, index) for ids, index in _by_axis(given, args[1]) if isinstance(index, slice)]
-        bounds = [(ids, bound) for ids, index in slices for bound in (index.start, index.stop)]
-        counted = [(ids[:bound], bound) for ids, bound in bounds if ids is not None and isinstance(bound, Told)]
-        counted += [(ids[bound:], -bound) for ids, bound in bounds if ids is not None and isinstance(bound, Minus)]
+    elif function in SLICING:
+        bounds = [(ids, bound) for ids, bound in _bounds(function, args, kwargs, given) if ids is not None]
+        counted = [(ids[:bound], bound) for ids, bound in bounds if isinstance(bound, Told)]
+        counted += [(ids[bound:], -bound) for ids, bound in bounds if isinstance(bound, Minus)]
+        counted += [(made[0][args[1]], args[3])] if function == "narrow" and len(args) > 3 else []
     elif (parts := parts_asked(function, args, kwargs, len(made))) is not None:
         counted = [(labels[parts[1]], size) for labels, size in zip(made, parts[0], strict=False) if labels]
     for ids, number in counted:
@@ -214,11 +215,27 @@ def attributes_asked(
             yield ids, number.of[0]
 
 
-def bounds_reckoned(args: Any) -> frozenset[int]:
-    """The bounds of the slices in the arguments of `__getitem__` that are made of attributes."""
-    entries = args[1] if isinstance(args[1], tuple) else (args[1],)
-    bounds = (bound for entry in entries if isinstance(entry, slice) for bound in (entry.start, entry.stop))
-    return frozenset(int(bound) for bound in bounds if isinstance(bound, Reckoned) and not bound.span.over)
+def bounds_reckoned(function: str, args: Any, kwargs: dict[str, Any], given: Labels) -> frozenset[int]:
+    """The bounds in a call that cuts slices, of those that are made of attributes."""
+    found = _bounds(function, args, kwargs, given) if function in SLICING else ()
+    return frozenset(int(bound) for _, bound in found if isinstance(bound, Reckoned) and not bound.span.over)
+
+
+def _bounds(function: str, args: Any, kwargs: dict[str, Any], given: Labels) -> Iterator[tuple[Tensor | None, Any]]:
+    """(labels of an axis, where a slice of it begins or ends)."""
+    if not given:
+        return
+    if function == "__getitem__":
+        for ids, index in _by_axis(given, args[1]):
+            if isinstance(index, slice):
+                yield ids, index.start
+                yield ids, index.stop
+    elif function == "narrow" and len(args) > 3 and not isinstance(args[2], Tensor):
+        yield given[args[1]], args[2]
+        yield given[args[1]], args[2] + args[3]
+    elif function == "tensor_split" and len(args) > 1 and isinstance(args[1], (list, tuple)):
+        axis = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+        yield from ((given[axis], bound) for bound in args[1])
 
 
 def _by_axis(labels: Labels, index: Any) -> Iterator[tuple[Tensor | None, Any]]:

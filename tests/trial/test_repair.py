@@ -160,8 +160,12 @@ def test_values_of_attention_that_are_wider_than_its_keys(how: str) -> None:
     check(model, table)
 
 
+def parts(net: Net, first: Tensor, rest: Tensor) -> Tensor:
+    return net.b(first) + net.c(rest)
+
+
 def sliced(net: Net, h: Tensor, first: slice, rest: slice) -> Tensor:
-    return net.b(h[..., first]) + net.c(h[..., rest])
+    return parts(net, h[..., first], h[..., rest])
 
 
 SLICES: dict[str, Any] = {
@@ -169,6 +173,9 @@ SLICES: dict[str, Any] = {
     "what is reckoned from one": lambda net, h: sliced(net, h, slice(net.n * 1), slice(net.n + 0, None)),
     "an attribute, from the end": lambda net, h: sliced(net, h, slice(-net.k), slice(-net.k, None)),
     "two attributes": lambda net, h: sliced(net, h, slice(net.n), slice(net.n, net.both)),
+    "narrow": lambda net, h: parts(net, h.narrow(-1, 0, net.n), h.narrow(-1, net.n, net.k)),
+    "tensor_split": lambda net, h: parts(net, *h.tensor_split([net.n], dim=-1)),
+    "tensor_split by what layers say": lambda net, h: parts(net, *torch.tensor_split(h, (net.b.in_features,), -1)),
     "what layers say": lambda net, h: sliced(net, h, slice(net.b.in_features), slice(-net.c.in_features, None)),
 }
 
