@@ -58,6 +58,28 @@ def indices_as_features() -> Net:
     return Net(lambda net, x: net.b(net.a(x).flatten(2).max(2).indices.to(x.dtype)), a=conv(3, 6), b=nn.Linear(6, 4))
 
 
+@trap({"a.weight/0 a.bias/0 w/1 b.weight/1": 6})
+def weights_of_a_vector_and_a_matrix() -> Net:
+    """PyTorch squeezes what it gives in place."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).unsqueeze_(1).relu().squeeze_(1)
+        return net.b(h * (net.z @ net.w)[:, None, None])
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4), z=parameter(5), w=parameter(5, 6))
+
+
+@trap({"a.weight/0 a.bias/0 b.weight/1": 6, "b.weight/0 b.bias/0 c.weight/1": 5})
+def weight_of_limited_norm() -> Net:
+    """A constraint on the largest norm, as in networks for EEG."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        net.b.weight.data = torch.renorm(net.b.weight.data, p=2, dim=0, maxnorm=0.3)
+        return net.c(net.b(net.a(x)))
+
+    return Net(run, a=conv(3, 6), b=conv(6, 5), c=conv(5, 4))
+
+
 @trap(None)
 def sorting_order_as_features() -> Net:
     run = lambda net, x: net.b(net.a(x).flatten(2).sort(2).indices[:, :, 0].to(x.dtype))  # noqa: E731

@@ -316,7 +316,21 @@ class Renormalised(nn.Linear):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("second", [ActNorm, lambda: Renormalised(16, 16), lambda: nn.Embedding(20, 16, max_norm=0.1)])
+class Clipped(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.1)
+        return super().forward(x)
+
+
+WRITING: list[Callable[[], nn.Module]] = [
+    ActNorm,
+    lambda: Renormalised(16, 16),
+    lambda: Clipped(16, 16),
+    lambda: nn.Embedding(20, 16, max_norm=0.1),
+]
+
+
+@pytest.mark.parametrize("second", WRITING)
 def test_what_forwards_write_to_parameters_is_put_back(second: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     layer = second()

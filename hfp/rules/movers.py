@@ -96,6 +96,22 @@ def squeeze(ledger: Ledger, call: Call) -> Labels:
     return tuple(ids for axis, ids in enumerate(labels) if axis not in axes or source.shape[axis] != 1)
 
 
+def squeeze_(ledger: Ledger, call: Call) -> Labels:
+    """In place, along one axis: the input has its new shape already, but still the labels of the old one."""
+    labels, axis = call.labels(call.args[0]), call.argument(1, "dim")
+    if not labels or not isinstance(axis, int):
+        return stays_whole(ledger, call)
+    ledger.wide += [ids for ids in (labels[axis],) if ids is not None]
+    gone = len(labels) - call.out.dim()
+    return (*labels[: axis % len(labels)], *labels[axis % len(labels) + gone :])
+
+
+def unsqueeze_(ledger: Ledger, call: Call) -> Labels:
+    labels = list(call.labels(call.args[0]))
+    labels.insert(call.args[1] % call.out.dim(), None)
+    return tuple(labels) if len(labels) == call.out.dim() else ()
+
+
 def roll(ledger: Ledger, call: Call) -> Labels:
     """`(input, shifts, dims)`: a shift by a number of channels means others once some are gone."""
     labels = call.labels(call.args[0])
@@ -201,6 +217,8 @@ def pack(ledger: Ledger, call: Call) -> Labels:
 
 _VIEWS = "view _unsafe_view reshape _reshape_alias"
 _SPLITS = "split split_with_sizes unsafe_split chunk"
+
+MOVERS_IN_PLACE: dict[str, Rule] = {"squeeze_": squeeze_, "unsqueeze_": unsqueeze_}
 
 MOVERS: dict[str, Rule] = {
     **SPATIAL,

@@ -47,7 +47,20 @@ def weight_norm(ledger: Ledger, call: Call) -> Labels:
     return labels
 
 
+def renorm(ledger: Ledger, call: Call) -> Labels:
+    """`(x, p, dim, maxnorm)`: each index of `dim` is scaled down, if its norm along all other axes is larger."""
+    labels, dim = call.labels(call.args[0]), call.argument(2, "dim") % call.out.dim()
+    for axis, ids in enumerate(labels):
+        if ids is not None and axis != dim:
+            ledger.ask(ids, "zero", "is reduced or normalised along the channels", call.place, axis - len(labels))
+    return labels
+
+
 _NAMES = """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm
 _batch_norm_with_update _batch_norm_no_update miopen_batch_norm batch_norm"""
 
-NORMS: dict[str, Rule] = {**dict.fromkeys(_NAMES.split(), batch_norm), "_weight_norm_interface": weight_norm}
+NORMS: dict[str, Rule] = {
+    **dict.fromkeys(_NAMES.split(), batch_norm),
+    "_weight_norm_interface": weight_norm,
+    "renorm": renorm,
+}

@@ -234,6 +234,7 @@ def _play_noted(
     calls: dict[Site, Called] = {}
     functions = Functions(watcher, training, _recorder(watcher, taken, calls, seen))
     play(subject, shadows, functions, training=training)
+    watcher.note_replaced(shadows)
     entered = watcher.position.calls
     seen.steps[training], seen.calls[training], seen.entered[training] = taken, calls, entered
     seen.sized[training] = seen.real or watcher.sizes > 0 or seen.ledger.groups_told

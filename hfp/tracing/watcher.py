@@ -22,7 +22,7 @@ from hfp.labels import ANY, Labels, Ledger, Place, Term
 from hfp.rules import RULES, Call, custom
 from hfp.rules.call import base_name, stays_whole, tensors_in, values_in
 from hfp.rules.mixers import MIXERS
-from hfp.rules.movers import MOVERS
+from hfp.rules.movers import MOVERS, MOVERS_IN_PLACE
 from hfp.rules.norms import NORMS
 from hfp.rules.own import OWN, OwnRuleError, rule_of
 from hfp.rules.pointwise import FACTORIES, POINTWISE, UNIFORM
@@ -179,6 +179,11 @@ class Watcher(TorchDispatchMode):
         storages = {x.untyped_storage()._cdata for x in tensors_in(written) if x.layout == torch.strided}
         self.ledger.written |= {name for storage, name in self._stored.items() if storage in storages}
 
+    def note_replaced(self, shadows: dict[str, Tensor]) -> None:
+        """Those that the forward has given other `data`."""
+        dense = ((name, x) for name, x in shadows.items() if x.layout == torch.strided)
+        self.ledger.written |= {name for name, x in dense if self._stored.get(x.untyped_storage()._cdata) != name}
+
     def _stand_aside(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operator that is given functions: what these do to channels is not followed, so all of them stay whole."""
         for tensor in tensors_in((args, kwargs)):
@@ -231,8 +236,9 @@ class Watcher(TorchDispatchMode):
         name = base_name(place.operator)
         own = rule_of(func) if isinstance(func, nn.Module) else OWN.get(name)
         rule = own or RULES.get(name, custom)
-        if name != place.operator and name in _MOVED_IN_PLACE:
-            rule = stays_whole
+        moved = name != place.operator and name in _MOVED_IN_PLACE
+        if moved:
+            rule = MOVERS_IN_PLACE.get(place.operator, stays_whole)
         module = func if isinstance(func, nn.Module) else self.position.module
         call = Call(
             func, args, kwargs, out, self.labels, self.name_of, self._memory.is_stored, place, module, self.follows
@@ -258,7 +264,7 @@ class Watcher(TorchDispatchMode):
         for part, axes in zip(parts, every, strict=True):
             assert not axes or len(axes) == part.dim(), f"{place} gives {len(axes)} labels to {part.dim()} axes"
             self.label(part, axes)
-            if name != place.operator and _some(axes):
+            if name != place.operator and not moved and _some(axes):
                 self._memory.write_through(part, axes)
         return place
 
