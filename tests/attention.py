@@ -239,6 +239,7 @@ def bias_of_queries_and_values_only(s: Size = DEFAULT) -> Net:
 
 if importlib.util.find_spec("einops"):
     from einops import einsum, rearrange
+    from einops.layers.torch import Rearrange
 
     @specimen(shapes=TOKENS, least=FUSED)
     def rearranged_by_einops(s: Size = DEFAULT) -> Net:
@@ -258,6 +259,17 @@ if importlib.util.find_spec("einops"):
             return net.proj(rearrange(out, "b h n d -> b n (h d)"))
 
         return attended(run, s, **fused(s))
+
+    @specimen(shapes=TOKENS, least=FUSED)
+    def split_by_layers_of_einops(s: Size = DEFAULT) -> Net:
+        """As in MONAI: the layers keep the number of heads."""
+
+        def run(net: Any, x: Tensor) -> Tensor:
+            q, k, v = net.split(net.qkv(x))
+            return net.proj(net.join(((q @ k.transpose(-1, -2)) * net.scale).softmax(-1) @ v))
+
+        split = Rearrange("b n (qkv l d) -> qkv b l n d", qkv=3, l=s.heads)
+        return attended(run, s, **fused(s), split=split, join=Rearrange("b l n d -> b n (l d)"))
 
 
 # ---------------------------------------------------------------------------------------------- three projections

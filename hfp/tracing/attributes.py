@@ -22,19 +22,29 @@ def set_size(module: nn.Module, attribute: str, value: int) -> None:
     """Set an integer attribute, or an entry of one, `normalized_shape.0` or `config.heads`, for this module alone."""
     name, _, key = attribute.partition(".")
     setattr(module, name, with_entries(getattr(module, name), {key: value}) if key else value)
+    if name[0] == "_" and key in entries_of(shown := getattr(module, name[1:], None)):
+        setattr(module, name[1:], with_entries(shown, {key: value}))  # what einops shows of a layer
 
 
 def entries_of(holder: Any) -> dict[str, Any]:
     """What an attribute holds by name: entries of a tuple or list by number, of a dict, of a plain object (a config).
 
-    >>> entries_of((3, 8)), entries_of({"heads": 4}), entries_of("text")
-    ({'0': 3, '1': 8}, {'heads': 4}, {})
+    >>> entries_of((3, 8)), entries_of({"heads": 4}), entries_of((("heads", 4), ("width", 8))), entries_of("text")
+    ({'0': 3, '1': 8}, {'heads': 4}, {'heads': 4, 'width': 8}, {})
     """
+    if are_pairs(holder):
+        return dict(holder)
     if type(holder) in (tuple, list, torch.Size):
         return {str(number): entry for number, entry in enumerate(holder)}
     if isinstance(holder, dict):
         return {name: entry for name, entry in holder.items() if type(name) is str}
     return {name: entry for name, entry in vars(holder).items() if name[:1] != "_"} if is_plain(holder) else {}
+
+
+def are_pairs(holder: Any) -> bool:
+    """Whether these are the items of a dict, as layers of einops keep lengths of axes."""
+    pairs = type(holder) is tuple and len(holder) > 0
+    return pairs and all(type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str for pair in holder)
 
 
 def is_plain(holder: Any) -> bool:
@@ -52,6 +62,8 @@ def contents(holder: Any) -> dict[Any, Any]:
 
 def with_entries(holder: Any, new: Mapping[str, Any]) -> Any:
     """A copy with other entries: what other modules hold of it stays as it is. Itself, if it cannot be copied."""
+    if are_pairs(holder):
+        return tuple({**dict(holder), **new}.items())
     if type(holder) in (tuple, list, torch.Size):
         return type(holder)({**entries_of(holder), **new}.values())
     try:

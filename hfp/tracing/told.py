@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hfp.labels import Labels
 from hfp.rules.call import values_in
-from hfp.tracing.attributes import contents, entries_of, with_entries
+from hfp.tracing.attributes import are_pairs, contents, entries_of, with_entries
 from hfp.tracing.sizes import WIDTHS
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
@@ -105,7 +105,7 @@ def sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
     """(attribute, value) of what may be a size; `name.1` and `config.heads` are entries (`hfp.tracing.attributes`)."""
     follows = _follows(module)
     for name, value in vars(module).items():
-        if name.startswith("_") or (follows and name in KNOWN):
+        if (name.startswith("_") and not are_pairs(value)) or (follows and name in KNOWN):
             continue  # `hfp.surgery` sees to what layers of PyTorch say of the parameters that they have
         if type(value) is int:
             yield name, value

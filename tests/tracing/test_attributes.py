@@ -86,3 +86,12 @@ def test_what_cannot_be_copied_stays_as_it_is(holder: Any) -> None:
 @pytest.mark.parametrize("holder", ["text", 3, None, torch.zeros(2), nn.Linear(2, 2), len, int, copy])
 def test_nothing_is_looked_for_in_what_is_no_holder_of_numbers(holder: Any) -> None:
     assert entries_of(holder) == {}
+
+
+def test_lengths_of_axes_in_a_layer_of_einops() -> None:
+    """It computes with the items, and shows the dict."""
+    layers = pytest.importorskip("einops.layers.torch")
+    split = layers.Rearrange("b (h d) -> b h d", h=4)
+    assert get_size(split, "_axes_lengths.h") == 4
+    set_size(split, "_axes_lengths.h", 3)
+    assert split(torch.zeros(2, 6)).shape == (2, 3, 2) and "h=3" in repr(split)
