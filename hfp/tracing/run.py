@@ -165,9 +165,11 @@ def _run(subject: Subject, ptflops: bool, real: bool) -> Run:
 def _note_unused(subject: Subject, ledger: Ledger, steps: list[Step]) -> None:
     """Layers that the example inputs did not reach may read channels, or make some, that a cut would take from them."""
     used = {*reached(ledger, steps)}
-    unused = [name for name in subject.names.parameters if ledger.axes[name] and name not in used]
+    wide = [name for name in subject.names.parameters if any(len(ids) > 1 for ids in ledger.axes[name])]
+    unused = [name for name in wide if name not in used]
     layers = dict.fromkeys(name.rpartition(".")[0] or name for name in unused)
-    idle = [layer for layer in layers if layer not in used]
+    running = used.union(name.rpartition(".")[0] for name in subject.names.parameters if name in used)
+    idle = [layer for layer in layers if layer not in running]
     if idle:
         shown = ", ".join(idle[:SHOWN]) + (f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else "")
         ledger.notes.append(

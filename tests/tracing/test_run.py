@@ -186,6 +186,17 @@ def test_layers_that_did_not_run_are_told_of() -> None:
     assert not table.notes and ("film.weight", 0) in table.groups[0].members
 
 
+def test_parts_of_a_list_that_did_not_run_are_no_layer() -> None:
+    """Parameters of one number have no axis by which they are known; of others one that runs is enough."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.b(net.a(x) * net.scales[0] * net.shifts[1][:, None, None])
+
+    scales = nn.ParameterList([torch.ones(1), torch.ones(1)])
+    shifts = nn.ParameterList([torch.zeros(6), torch.zeros(6)])
+    assert not trace(Net(run, a=conv(3, 6), b=conv(6, 4), scales=scales, shifts=shifts), X).notes
+
+
 def _swish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
