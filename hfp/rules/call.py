@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,8 +28,9 @@ class Call:
     place: Place
     module: nn.Module | None = None
     """The module in whose forward the operator runs."""
-    follows: frozenset[int] = frozenset()
-    """Bounds of a slice that the model's code takes from attributes, which may change with the channels."""
+    follows: Mapping[int, bool] = field(default_factory=dict)
+    """Bounds of a slice that the model's code takes from attributes, which may change with the channels -> whether each
+    is what an attribute says, and not reckoned from it."""
 
     def tensors(self) -> list[Tensor]:
         """All tensors among the arguments, nested ones too."""

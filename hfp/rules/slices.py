@@ -44,7 +44,8 @@ def unbind(ledger: Ledger, call: Call) -> list[Labels]:
 def slice_(ledger: Ledger, call: Call) -> Labels:
     """`(input, dim, start, end, step)`: a slice that is one of several equal parts is cut like the others.
 
-    So is every second index, from the first or from the next one on: of each pair both stay, or neither.
+    Where its bounds are attributes, which follow, it is cut for itself. Of every second index, from the first or from
+    the next one on, both of a pair stay, or neither.
     """
     source, labels = call.args[0], list(call.labels(call.args[0]))
     axis, size = call.argument(1, "dim", 0) % source.dim(), source.shape[call.argument(1, "dim", 0)]
@@ -53,14 +54,15 @@ def slice_(ledger: Ledger, call: Call) -> Labels:
     step = call.argument(4, "step", 1)
     if labels and labels[axis] is not None and length < size:
         ids = labels[axis]
-        if step == 1 and length > 1 and size % length == 0 and start % length == 0:
+        bounds = [first] if end is None or end >= size else [first, end]
+        by_itself = step == 1 and all(call.follows.get(bound) for bound in bounds if bound)
+        if step == 1 and length > 1 and size % length == 0 and start % length == 0 and not by_itself:
             parts = ids.reshape(-1, length)
             ledger.tie(parts[:1], parts, call.place)
         elif step > 1 and length > 1 and start < step and size % step == 0 and length == size // step:
             pairs = ids.reshape(-1, step)
             ledger.tie(pairs[:, :1], pairs, call.place)
         else:
-            bounds = [first] if end is None or end >= size else [first, end]
             fixed = [_counted(ids, bound) for bound in bounds if bound not in call.follows] if step == 1 else [ids]
             for own in fixed:
                 ledger.pin(own, "is cut at fixed positions", call.place)

@@ -154,7 +154,7 @@ class Functions(TorchFunctionMode):
                 self.watcher.tell_number(out, (*args, *kwargs.values()))
             return out
         finally:
-            self.watcher.position.followed, self.watcher.follows = None, frozenset()
+            self.watcher.position.followed, self.watcher.follows = None, {}
 
     def _grant(self, ask: Ask, site: Site, args: Any, kwargs: Any, whole: bool) -> None:
         # The arguments of a module cannot be changed: the gated forward calls functions, but leaves modules alone.

@@ -215,10 +215,14 @@ def attributes_asked(
             yield ids, number.of[0]
 
 
-def bounds_reckoned(function: str, args: Any, kwargs: dict[str, Any], given: Labels) -> frozenset[int]:
-    """The bounds in a call that cuts slices, of those that are made of attributes."""
+def bounds_reckoned(function: str, args: Any, kwargs: dict[str, Any], given: Labels) -> dict[int, bool]:
+    """The bounds in a call that cuts slices, of those that are made of attributes -> whether they are what one says."""
     found = _bounds(function, args, kwargs, given) if function in SLICING else ()
-    return frozenset(int(bound) for _, bound in found if isinstance(bound, Reckoned) and not bound.span.over)
+    return {
+        int(bound): isinstance(bound, (Told, Minus, Width))
+        for _, bound in found
+        if isinstance(bound, Reckoned) and not bound.span.over
+    }
 
 
 def _bounds(function: str, args: Any, kwargs: dict[str, Any], given: Labels) -> Iterator[tuple[Tensor | None, Any]]:

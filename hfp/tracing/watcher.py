@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -87,8 +87,8 @@ class Watcher(TorchDispatchMode):
         self.sizes = 0  # how often channels have met an operator that is given a size
         self.read: Tensor | None = None
         """The tensor whose size was read last."""
-        self.follows: frozenset[int] = frozenset()
-        """Bounds of the slice that is being taken, of those that are made of attributes."""
+        self.follows: Mapping[int, bool] = {}
+        """Of the slice that is being taken, see `Call.follows`."""
         self._paused = False
         self._widths = {len(ids) for axes in ledger.axes.values() for ids in axes}
         # A plain table, since many operators ask for it. The tensor stands beside its name so that no other can take

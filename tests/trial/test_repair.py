@@ -192,6 +192,16 @@ def test_bounds_of_slices_that_attributes_say(bounds: str) -> None:
     check(model, table)
 
 
+def test_a_third_that_an_attribute_says_is_not_cut_like_the_others() -> None:
+    layers = {"a": nn.Linear(8, 12), "b": nn.Linear(4, 2), "c": nn.Linear(8, 2)}
+    net = Net(lambda net, x: sliced(net, net.a(x).relu(), slice(net.n), slice(net.n, None)), **layers)
+    net.n = 4
+    model = net.double().eval()
+    table = trace(model, X)
+    assert sorted(group.width for group in table.groups) == [4, 8]
+    check(model, table)
+
+
 def test_bounds_of_slices_that_are_written_into_the_code_stay() -> None:
     layers = {"a": nn.Linear(8, 13), "b": nn.Linear(5, 2), "c": nn.Linear(8, 2)}
     model = Net(lambda net, x: sliced(net, net.a(x).relu(), slice(5), slice(5, None)), **layers).double().eval()
