@@ -377,7 +377,7 @@ def batch_labels(ledger: Ledger, call: Call, a: Tensor, b: Tensor, axis: int) ->
         ledger.tie(ids[0], ids[1], call.place)
         return ids[1] if not prunable(ids[0]) else ids[0]
     for own in ids:
-        ledger.pin(own, "is combined with a tensor of its own, fixed size", call.place)
+        ledger.pin(own, "is combined with a tensor of fixed size (the network's input, say)", call.place)
     return None
 
 

@@ -82,7 +82,7 @@ class OwnCall(Call):
             self.ledger.tie(labelled[0], ids, self.place)
         if len(labelled) < len(every):
             for ids in labelled:
-                self.ledger.pin(ids, "is combined with a tensor of its own, fixed size", self.place)
+                self.ledger.pin(ids, "is combined with a tensor of fixed size (the network's input, say)", self.place)
 
     def read(self, source: Axis, weight: Axis) -> None:
         """The output has sums over the channels of `source`, each times an index of `weight`: `x @ weight.t()`.

@@ -31,7 +31,7 @@ def _met(ledger: Ledger, call: Call, extents: Sequence[Tensor | None]) -> Tensor
     labelled = [ids for ids in extents if ids is not None]
     if len(labelled) < len(extents):
         for ids in labelled:
-            ledger.pin(ids, "is combined with a tensor of its own, fixed size", call.place)
+            ledger.pin(ids, "is combined with a tensor of fixed size (the network's input, say)", call.place)
         return None
     merged: Tensor | None = None
     for ids in labelled:
