@@ -69,6 +69,12 @@ def weights_of_a_vector_and_a_matrix() -> Net:
     return Net(run, a=conv(3, 6), b=conv(6, 4), z=parameter(5), w=parameter(5, 6))
 
 
+@trap({"a.weight/0 a.bias/0 b.weight/1": 6})
+def layers_called_for_every_example_by_vmap() -> Net:
+    run = lambda net, x: torch.vmap(lambda one: net.b(net.a(one).relu()))(x.mean((2, 3)))  # noqa: E731
+    return Net(run, a=nn.Linear(3, 6), b=nn.Linear(6, 4))
+
+
 @trap({"a.weight/0 a.bias/0 b.weight/1": 6, "b.weight/0 b.bias/0 c.weight/1": 5})
 def weight_of_limited_norm() -> Net:
     """A constraint on the largest norm, as in networks for EEG."""

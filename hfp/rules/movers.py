@@ -97,13 +97,14 @@ def squeeze(ledger: Ledger, call: Call) -> Labels:
 
 
 def squeeze_(ledger: Ledger, call: Call) -> Labels:
-    """In place, along one axis: the input has its new shape already, but still the labels of the old one."""
-    labels, axis = call.labels(call.args[0]), call.argument(1, "dim")
-    if not labels or not isinstance(axis, int):
-        return stays_whole(ledger, call)
-    ledger.wide += [ids for ids in (labels[axis],) if ids is not None]
+    """In place, along axes that are named: the input has its new shape already, but still the labels of the old one."""
+    labels, dims = call.labels(call.args[0]), call.argument(1, "dim")
     gone = len(labels) - call.out.dim()
-    return (*labels[: axis % len(labels)], *labels[axis % len(labels) + gone :])
+    if not labels or dims is None or gone not in (0, 1 if isinstance(dims, int) else len(dims)):
+        return stays_whole(ledger, call)
+    axes = {axis % len(labels) for axis in ([dims] if isinstance(dims, int) else dims)}
+    ledger.wide += [ids for axis, ids in labelled(labels) if axis in axes]
+    return tuple(ids for axis, ids in enumerate(labels) if gone == 0 or axis not in axes)
 
 
 def unsqueeze_(ledger: Ledger, call: Call) -> Labels:
