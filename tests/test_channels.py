@@ -105,7 +105,7 @@ def test_printing_explains_groups_and_pins() -> None:
     def text(name: str) -> str:
         return str(trace(ZOO[name].model(), ZOO[name].inputs()))
 
-    assert "combined with a tensor of its own" in text("input_added_to_features")
+    assert "combined with a tensor of fixed size" in text("input_added_to_features")
     assert "add (joins.py:" in text("input_added_to_features")
     assert "a, up" in text("squeeze_and_excite") and "down, c" in text("squeeze_and_excite")
 
