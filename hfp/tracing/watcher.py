@@ -177,7 +177,7 @@ class Watcher(TorchDispatchMode):
         """Also through a view, or through what `.data` gives."""
         written = [args[n] if n < len(args) else kwargs.get(name) for n, name in writes]
         storages = {x.untyped_storage()._cdata for x in tensors_in(written) if x.layout == torch.strided}
-        self.ledger.written |= {name for storage, name in self._stored.items() if storage in storages}
+        self.ledger.written |= {self._stored[storage] for storage in storages & self._stored.keys()}
 
     def note_replaced(self, shadows: dict[str, Tensor]) -> None:
         """Those that the forward has given other `data`."""

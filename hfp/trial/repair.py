@@ -98,7 +98,7 @@ class Repairs:
 
     def _look_for_repairs(self, found: Sequence[Misfit], table: ChannelTable) -> None:
         """For those of the misfits that are new, or of which another length was found since something else follows."""
-        new = [misfit for misfit in found if _found(misfit) not in self.looked_at]
+        new = [misfit for misfit in found if _with_length(misfit) not in self.looked_at]
         # The same axis may be met in several ways; as different tries, they would use up the few that there are.
         candidates = {m.key: list({r.key(): r for r in self._candidates(m, table)}.values()) for m in new}
         unsure = [m.key for m in new if _asks_for_a_guess(m) and not any(repair.sure for repair in candidates[m.key])]
@@ -106,7 +106,7 @@ class Repairs:
         scalings = {m.key: [Repair(scaling.channels, scaling=scaling) for scaling in m.scalings] for m in new}
         every = {**candidates, **informed}
         self.left |= {key: iter(scalings[key][:MOST] + some[:MOST]) for key, some in every.items()}
-        self.looked_at |= {_found(misfit) for misfit in new}
+        self.looked_at |= {_with_length(misfit) for misfit in new}
 
     def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> bool:
         """Of what was tried: what is asked for there, or helped while nothing else went wrong for it, or before it.
@@ -179,7 +179,11 @@ class Repairs:
         return self.asked[name]
 
     def _refused(self, found: Sequence[Misfit], table: ChannelTable) -> list[tuple[Misfit, Repair]]:
-        """Attributes that have to stay, and why: they stand in arithmetic, which is right again if they stay."""
+        """Attributes that have to stay, and why.
+
+        A length is reckoned from them that nothing has made right; or they stand in arithmetic, which is right again if
+        they stay.
+        """
         scaled = {misfit.key for misfit in found if misfit.scalings} - self.unscaled
         arithmetic = {misfit.key: misfit for misfit in found if misfit.numbers and misfit.key not in scaled}
         refused = [
@@ -338,7 +342,7 @@ def _asks_for_a_guess(misfit: Misfit) -> bool:
     return misfit.asked and not (misfit.extent is not None and isinstance(misfit.extent.found, Reckoned))
 
 
-def _found(misfit: Misfit) -> tuple[Any, ...]:
+def _with_length(misfit: Misfit) -> tuple[Any, ...]:
     """What was found there: other axes are as long as that when something else has been repaired."""
     return misfit.key, None if misfit.extent is None else misfit.extent.found
 

@@ -180,25 +180,16 @@ SLICES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("bounds", SLICES)
-def test_bounds_of_slices_that_attributes_say(bounds: str) -> None:
+@pytest.mark.parametrize("bounds, first", [*((bounds, 5) for bounds in SLICES), ("an attribute", 4)])
+def test_bounds_of_slices_that_attributes_say(bounds: str, first: int) -> None:
+    """Each part is cut for itself, also one that is just a third of the whole."""
     torch.manual_seed(0)
-    layers = {"a": nn.Linear(8, 13), "b": nn.Linear(5, 2), "c": nn.Linear(8, 2)}
+    layers = {"a": nn.Linear(8, first + 8), "b": nn.Linear(first, 2), "c": nn.Linear(8, 2)}
     net = Net(lambda net, x: SLICES[bounds](net, net.a(x).relu()), **layers)
-    net.n, net.k, net.both = 5, 8, 13
+    net.n, net.k, net.both = first, 8, first + 8
     model = net.double().eval()
     table = trace(model, X)
-    assert sorted(group.width for group in table.groups) == [5, 8]
-    check(model, table)
-
-
-def test_a_third_that_an_attribute_says_is_not_cut_like_the_others() -> None:
-    layers = {"a": nn.Linear(8, 12), "b": nn.Linear(4, 2), "c": nn.Linear(8, 2)}
-    net = Net(lambda net, x: sliced(net, net.a(x).relu(), slice(net.n), slice(net.n, None)), **layers)
-    net.n = 4
-    model = net.double().eval()
-    table = trace(model, X)
-    assert sorted(group.width for group in table.groups) == [4, 8]
+    assert sorted(group.width for group in table.groups) == [first, 8]
     check(model, table)
 
 
