@@ -145,7 +145,7 @@ class Functions(TorchFunctionMode):
             self.watcher.follow_module(func.module, args, kwargs, out)
             return out
         self.watcher.position.followed = func
-        if site.function in SLICING:
+        if site.function in SLICING and args:
             self.watcher.follows = bounds_reckoned(site.function, args, kwargs, self.watcher.labels(args[0]))
         try:
             with _without_mkldnn() if site.function == "lstm" else nullcontext():

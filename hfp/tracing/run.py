@@ -277,7 +277,7 @@ def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called], se
             outs = [(x.shape, watcher.labels(x), x.dtype, _memory_order(x)) for x in tensors]
             rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             calls[site] = Called(len(taken), outs, rest, spec, caller())
-            if site.function in ASKING and tensors and isinstance(args[0], Tensor):
+            if site.function in ASKING and tensors and args and isinstance(args[0], Tensor):
                 made = [labels for _, labels, *_ in outs]
                 seen.told += attributes_asked(site.function, args, kwargs, watcher.labels(args[0]), made)
         return out

@@ -207,7 +207,8 @@ def attributes_asked(
         bounds = [(ids, bound) for ids, bound in _bounds(function, args, kwargs, given) if ids is not None]
         counted = [(ids[:bound], bound) for ids, bound in bounds if isinstance(bound, Told)]
         counted += [(ids[bound:], -bound) for ids, bound in bounds if isinstance(bound, Minus)]
-        counted += [(made[0][args[1]], args[3])] if function == "narrow" and len(args) > 3 else []
+        if function == "narrow" and len(args) > 3 and made[0]:
+            counted.append((made[0][args[1]], args[3]))
     elif (parts := parts_asked(function, args, kwargs, len(made))) is not None:
         counted = [(labels[parts[1]], size) for labels, size in zip(made, parts[0], strict=False) if labels]
     for ids, number in counted:

@@ -193,6 +193,24 @@ def test_bounds_of_slices_that_attributes_say(bounds: str, first: int) -> None:
     check(model, table)
 
 
+@pytest.mark.parametrize("first", [2, 4])
+def test_slices_of_what_has_no_channels(first: int) -> None:
+    """Of the input, or of an output of which nothing can be cut, by any function that takes slices."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        split = x.tensor_split([net.n], -1)[0] + x.tensor_split(8 // net.n, -1)[0]
+        h = net.a(x.narrow(-1, 0, net.n) + x[..., : net.n] + split)
+        h = torch.reshape(input=torch.narrow(input=net.b(h.relu()), dim=1, start=0, length=4), shape=(len(x), 4, 3))
+        return h.narrow(1, 0, 3).narrow(dim=1, start=0, length=2)
+
+    net = Net(run, a=nn.Linear(first, 6), b=nn.Linear(6, 3))
+    net.n = first
+    model = net.double().eval()
+    table = trace(model, X)
+    assert [group.width for group in table.groups] == [6]
+    check(model, table)
+
+
 def test_bounds_of_slices_that_are_written_into_the_code_stay() -> None:
     layers = {"a": nn.Linear(8, 13), "b": nn.Linear(5, 2), "c": nn.Linear(8, 2)}
     model = Net(lambda net, x: sliced(net, net.a(x).relu(), slice(5), slice(5, None)), **layers).double().eval()
