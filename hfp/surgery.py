@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from hfp.attention import MultiheadAttention
 from hfp.channels import ChannelTable
 from hfp.chunks import rows_at_hand
+from hfp.computed import Own, compute, computed
 from hfp.copies import copied, uncollected
 from hfp.labels import NO_IDS, prunable
 from hfp.names import Names
@@ -70,6 +71,7 @@ def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:
         small = copied(model, memo)
     resize(small, table, stays, {alias: left[name] for alias, name in names.aliases.items() if name in left})
     for module in small.modules():
+        compute(module)
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()  # cuDNN wants one piece of memory, and warns; elsewhere this does nothing
     return small
@@ -107,7 +109,7 @@ def resize(model: nn.Module, table: ChannelTable, stays: Tensor, tensors: dict[s
     """Set what the modules of a cut network say of their own sizes. `tensors`: its own, by name."""
     for (name, attribute), vector in table.attributes.items():
         set_size(model.get_submodule(name), attribute, len(live(vector, stays)))
-    for name, module in model.named_modules():
+    for name, module in reversed([*model.named_modules()]):  # inner ones first
         prefix = f"{name}." if name else ""
         if type(module) is nn.MultiheadAttention and _is_cut(table, prefix):
             module.__class__ = MultiheadAttention
@@ -182,25 +184,27 @@ _SIZES: tuple[tuple[type[nn.Module], str, str], ...] = (
     (nn.RNNCellBase, "weight_ih", "_ input_size"),
     (MultiheadAttention, "k_proj_weight", "_ kdim"),
     (MultiheadAttention, "v_proj_weight", "_ vdim"),
-    (MultiheadAttention, "out_proj.weight", "embed_dim"),
 )
 """(class, a tensor that it owns, what it calls the lengths of its dims)."""
 
 
-def _set_widths(module: nn.Module, own: Callable[[str], Tensor | None]) -> None:
-    """What a module says of its own size follows the tensors that it owns (not weights that it computes)."""
+def _set_widths(module: nn.Module, own: Own) -> None:
+    """What a module says of its own size follows the tensors that it owns, or computes of those that it owns."""
+
+    def of(key: str) -> Tensor | None:
+        return computed(module, key, own) if (tensor := own(key)) is None else tensor
+
     for kind, key, attributes in _SIZES:
-        if isinstance(module, kind) and (tensor := own(key)) is not None:
+        if isinstance(module, kind) and (tensor := of(key)) is not None:
             for attribute, length in zip(attributes.split(), tensor.shape, strict=False):
                 if attribute != "_":
                     setattr(module, attribute, length)
-    weight = own("weight")
+    weight = of("weight")
     if isinstance(module, _ConvNd) and weight is not None:
         narrow, wide = weight.shape[1] * module.groups, weight.shape[0]
         module.in_channels, module.out_channels = (wide, narrow) if module.transposed else (narrow, wide)
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, MultiheadAttention):
-        projection = own("out_proj.weight")
-        assert projection is not None, "every attention has an output projection"
-        module.head_dim = projection.shape[1] // max(1, module.num_heads)
+        module.embed_dim = module.out_proj.out_features
+        module.head_dim = module.out_proj.in_features // max(1, module.num_heads)
