@@ -91,6 +91,12 @@ class ChannelTable:
         digest.update(self.products.numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:32]
 
+    def costs(self, counter: str) -> dict[str, Cost]:
+        """The two costs that can be budgeted, by the name of their target. `counter`: "macs" or "ptflops"."""
+        macs = self.ptflops if counter == "ptflops" else self.macs
+        assert macs is not None, "traced without ptflops=True"
+        return {"macs": macs, "params": self.params}
+
     def __str__(self) -> str:
         from hfp.explain import table_text
 

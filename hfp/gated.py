@@ -13,7 +13,6 @@ from hfp import carry, gates, inputs, surgery
 from hfp.ambient import plainly
 from hfp.budget import Budget
 from hfp.channels import ChannelTable
-from hfp.cost import Cost
 from hfp.kept import Kept
 from hfp.methods.method import Method
 from hfp.places import places_of
@@ -21,7 +20,7 @@ from hfp.threshold import smallest, threshold
 from hfp.verify import Proof
 
 STOPPED = 2**62  # in place of the number of steps taken; an average of both is still more steps than anybody takes
-SURELY_TRAINED = 32  # steps after which gates have changed, even if gradients of several steps are added up
+SURELY_TRAINED = 32  # steps after which gates that an optimizer has should have changed
 
 
 class GatedModel(nn.Module):
@@ -57,6 +56,7 @@ class GatedModel(nn.Module):
         self.round_to = round_to
         self.targets = targets
         self.counter = counter
+        self._costs = table.costs(counter)
         self._arguments = arguments
         device = next(model.parameters()).device
         self._readers = gates.Readers(model, table)
@@ -68,6 +68,7 @@ class GatedModel(nn.Module):
             self.register_buffer(name, buffer.to(device))
         self._reckoned = Kept[tuple[Tensor, Tensor]]()
         self._counted = Kept[int]()
+        self._warned = False
         self._dtype = inputs.home(model)[1]  # that the example inputs suit
         self.training = model.training  # alone: parts of the model may be in another mode, such as frozen norms
 
@@ -108,7 +109,7 @@ class GatedModel(nn.Module):
         `frozen`: nothing but phi learns, neither the model's weights nor the statistics of its norms.
         """
         try:
-            return gates.run(self.model, self._readers, phi, args, kwargs, frozen)
+            return gates.gated_forward(self.model, self._readers, phi, args, kwargs, frozen=frozen)
         except (KeyError, AttributeError, RuntimeError):
             self._check_unchanged()
             raise
@@ -120,19 +121,22 @@ class GatedModel(nn.Module):
         live channels stay as they are, and the loss is 0. Some methods add a penalty of theirs.
         """
         if self.training and self.progress < 1.0:
-            step = self._taken() + 1
-            self.step += 1
-            self._counted.put(self.step, step)
-            if step.bit_count() == 1:  # a power of two: soon after a change, and hardly ever
-                self._check_unchanged()
-            if step == SURELY_TRAINED:
-                self._warn_of_idle_gates()
-            before, share = (self.method.share(taken, self.steps) for taken in (step - 1, step))
-            if share != before:
-                self.keep = self._chosen(share)
+            self._advance()
         if self.method.penalty is not None and torch.is_grad_enabled():
             return self.method.penalty(self).float()
         return self.live_gap()
+
+    def _advance(self) -> None:
+        """One step of the pruning schedule; not taken if its cut cannot be made."""
+        step = self._taken() + 1
+        if step.bit_count() == 1:  # a power of two: soon after a change, and hardly ever
+            self._check_unchanged()
+        before, share = (self.method.share(taken, self.steps) for taken in (step - 1, step))
+        if share != before:
+            self._warn_of_idle_gates(step)
+            self.keep = self._chosen(share)
+        self.step += 1
+        self._counted.put(self.step, step)
 
     def gap(self, phi: Tensor) -> Tensor:
         """How far the counts for gates phi (channels,) are above their targets; 0 once the net is stopped.
@@ -204,28 +208,28 @@ class GatedModel(nn.Module):
     @plainly
     def macs(self) -> int:
         """Multiply-adds of one pass of the example inputs, with the channels that are live now, as `counter` counts."""
-        return self._counts()["macs"].count(self.keep.cpu())
+        return self._costs["macs"].count(self.keep.cpu())
 
     @plainly
     def params(self) -> int:
         """Parameters with the channels that are live now."""
-        return self._counts()["params"].count(self.keep.cpu())
+        return self._costs["params"].count(self.keep.cpu())
 
     @property
     @plainly
     def dense_macs(self) -> int:
-        return self._counts()["macs"].dense()
+        return self._costs["macs"].dense()
 
     @property
     @plainly
     def dense_params(self) -> int:
-        return self._counts()["params"].dense()
+        return self._costs["params"].dense()
 
     @property
     @plainly
     def least_macs(self) -> int:
         """The smallest `target_macs` that can be reached."""
-        return smallest(self.table, self._counts()["macs"], self.round_to)
+        return smallest(self.table, self._costs["macs"], self.round_to)
 
     @plainly
     def compact(
@@ -248,7 +252,7 @@ class GatedModel(nn.Module):
         keep = self._chosen(1.0)
         small = surgery.compact(self.model, self.table, keep)
         self.proof().check(keep, small)
-        counts = {name: cost.count(keep) for name, cost in self._counts().items()}
+        counts = {name: cost.count(keep) for name, cost in self._costs.items()}
         small.hfp_record = surgery.Record(  # type: ignore[assignment]
             keep=keep,
             fingerprint=self.table.fingerprint(),
@@ -263,20 +267,18 @@ class GatedModel(nn.Module):
         carry.carry(self.model, self.table, small, self.gates, optimizer=optimizer, scheduler=scheduler, ema=ema)
         return small
 
-    def _counts(self) -> dict[str, Cost]:
-        return counts(self.table, self.counter)
-
     @plainly
     def _chosen(self, share: float) -> Tensor:
         """(channels,) bool on the CPU: the live channels when the budget has come down by this share of its way."""
         keep, limits = self.keep.cpu(), [(budget.cost, budget.at(share)) for budget in self.budgets]
-        if self.stopped or all(cost.count(keep) <= most for cost, most in limits):
+        fits = all(cost.count(keep) <= most for cost, most in limits)
+        if self.stopped or (fits and (self.method.reopens or share < 1.0)):
             return keep
         scores = self._scores()
         if self.method.reopens:
             return threshold(scores, self.table, limits, round_to=self.round_to)
         # What is closed ranks below all that is live. Only at the very end may it come back, to fill the budget.
-        scores = torch.where(keep, scores, 2 * scores.min() - scores.max() - 1.0)
+        scores = torch.where(keep, scores, scores - (scores.max() - scores.min() + 1.0))
         chosen = threshold(scores, self.table, limits, round_to=self.round_to)
         return chosen if share == 1.0 else chosen & keep
 
@@ -292,13 +294,15 @@ class GatedModel(nn.Module):
                 f"{new[0]} was not there when the model was wrapped: change a model before hfp.wrap, or the compact one"
             )
 
-    def _warn_of_idle_gates(self) -> None:
+    def _warn_of_idle_gates(self, step: int) -> None:
         trained = self.method.gate is not None or self.method.forward is not None
-        if trained and not bool(self.gates.any()):
+        if trained and not self._warned and step >= SURELY_TRAINED and not bool(self.gates.any()):
+            self._warned = True
             warnings.warn(
-                f"no gate has changed in {SURELY_TRAINED} steps, so channels are judged by the size of their filters; "
-                "give the gates to an optimizer: torch.optim.SGD(net.param_groups(lr=0.05), momentum=0.9)",
-                stacklevel=3,
+                f"no gate has changed in {step} steps, so channels are judged by the size of their filters; give the "
+                "gates to an optimizer: torch.optim.SGD(net.param_groups(lr=0.05), momentum=0.9) (if gradients of as "
+                f"many batches are added up, wrap with more than these {self.steps:,} steps, or add up fewer)",
+                stacklevel=4,
             )
 
     def _scores(self) -> Tensor:
@@ -321,11 +325,3 @@ class GatedModel(nn.Module):
         arguments = inputs.placed(self._arguments, self.gates.device, {self._dtype: inputs.home(self.model)[1]})
         ignored = self.targets["ignore"]
         return Proof(self.model, self.table, arguments, readers=self._readers, ignored=ignored)
-
-
-def counts(table: ChannelTable, counter: str) -> dict[str, Cost]:
-    """The two costs that can be budgeted, by the name of their target."""
-    if counter == "ptflops":
-        assert table.ptflops is not None
-        return {"macs": table.ptflops, "params": table.params}
-    return {"macs": table.macs, "params": table.params}

@@ -75,7 +75,8 @@ class Readers:
         """Those on this device. They are no buffers: an average of a network would average its buffers."""
         if device not in self._ids:
             own = self._ids[torch.device("cpu")]
-            self._ids[device] = _Ids(own.products.to(device), own.read.to(device))
+            with torch.inference_mode(False):  # they are kept for forwards with gradients, too
+                self._ids[device] = _Ids(own.products.to(device), own.read.to(device))
         return self._ids[device]
 
     def spread(self, gates: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -209,20 +210,19 @@ class _Gated(nn.Module):
             return out
 
 
-def gated_forward(model: nn.Module, readers: Readers, gates: Tensor, /, *args: Any, **kwargs: Any) -> Any:
-    """`model(*args, **kwargs)` with every channel multiplied by its gate where it is read."""
-    return run(model, readers, gates, args, kwargs)
-
-
-def run(
+def gated_forward(
     model: nn.Module,
     readers: Readers,
     gates: Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
     frozen: bool = False,
 ) -> Any:
-    """`gated_forward`; `frozen`: nothing of the model learns, neither its weights nor the statistics of its norms."""
+    """`model(*args, **kwargs)` with every channel multiplied by its gate (channels,) where it is read.
+
+    `frozen`: nothing of the model learns, neither its weights nor the statistics of its norms.
+    """
     # The compiler does not tell which module is running, and so not where channels have to be hidden.
     called = _as_written if readers.operands else _called
     return called(_Gated(model, readers, gates, frozen), Position(readers.names_in(model)), args, kwargs)

@@ -203,7 +203,7 @@ class Proof:
         open_gates = keep.to(self.device, torch.promote_types(self.dtype, torch.float32))
 
         def gated(*args: Any, **kwargs: Any) -> Any:
-            return gates.gated_forward(self.model, self.readers, open_gates, *args, **kwargs)
+            return gates.gated_forward(self.model, self.readers, open_gates, args, kwargs)
 
         small = surgery.compact(self.model, self.table, keep) if small is None else small
         networks = self.model, small

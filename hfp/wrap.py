@@ -12,7 +12,7 @@ from hfp import inputs, methods, ptflops_check, surgery
 from hfp.ambient import plainly
 from hfp.budget import Budget, Target, absolute
 from hfp.channels import ChannelTable
-from hfp.gated import GatedModel, counts
+from hfp.gated import GatedModel
 from hfp.methods.method import Method
 from hfp.threshold import smallest
 from hfp.trace import Ignored, ignored_modules, trace
@@ -98,7 +98,7 @@ def wrap(
 
 def _budgets(table: ChannelTable, targets: dict[str, Target | None], counter: str, round_to: int) -> Iterator[Budget]:
     """One for each target; ValueError for a target that is out of reach."""
-    for name, cost in counts(table, counter).items():
+    for name, cost in table.costs(counter).items():
         target = targets[name]
         if target is not None:
             most = absolute(target, f"target_{name}", cost.dense(), smallest(table, cost, round_to))

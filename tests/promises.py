@@ -29,7 +29,7 @@ class Gated(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         dtype = next(self.model.parameters()).dtype
-        return gates.gated_forward(self.model, self.readers, self.keep.to(dtype), *args, **kwargs)
+        return gates.gated_forward(self.model, self.readers, self.keep.to(dtype), args, kwargs)
 
 
 def random_keep(table: ChannelTable, density: float, generator: torch.Generator) -> Tensor:

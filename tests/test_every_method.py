@@ -168,6 +168,54 @@ def test_what_is_cut_stays_cut_until_the_last_cut(method: str, round_to: int) ->
         assert all(int(net.keep[group.channels].sum()) % round_to == 0 for group in net.table.groups[:2])
 
 
+@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.gradual])
+@pytest.mark.parametrize("target", [0.3, 0.4, 0.6])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_last_cut_fills_the_budget_where_channels_cost_different_amounts(
+    method: str, target: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    wide = [(3, 6), (6, 4), (4, 32), (32, 2)]
+    model = nn.Sequential(*(nn.Conv2d(*widths, 3) for widths in wide))
+    net = hfp.wrap(model, torch.zeros(1, 3, 12, 12), target_macs=target, steps=40, method=method)
+    for _ in range(40):
+        with torch.no_grad():
+            net.gates.copy_(torch.rand(net.gates.shape))
+        net.complexity_loss()
+    check_exact(net.keep, net.table, [(budget.cost, budget.target) for budget in net.budgets])
+    assert torch.equal(net.compact().hfp_record.keep, net.keep)
+
+
+def test_what_comes_back_to_fill_the_budget_is_the_best_of_what_was_cut() -> None:
+    wide = torch.tensor([3.0, 9.0, 1.0, 12.0, 5.0, 15.0, 2.0, 8.0, 0.0, 14.0, 4.0, 11.0, 7.0, 13.0, 6.0, 10.0])
+    fixed = hfp.Method("fixed", scores=lambda net: torch.cat([100 + torch.arange(8.0), wide]), schedule=lambda p: p)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 2, 1))
+    net = hfp.wrap(model, torch.zeros(1, 3, 4, 4), target_macs=0.5, steps=1, method=fixed)
+    net.keep = torch.arange(24) < 9  # all of the first layer and one of the second: less than the target
+    net.complexity_loss()
+    live = net.keep[8:]
+    assert live[0] and int(live.sum()) > 3
+    assert set(live.nonzero().flatten().tolist()) == {0, *wide.topk(int(live.sum()) - 1).indices.tolist()}
+
+
+def test_a_cut_that_could_not_be_made_is_made_by_the_next_call() -> None:
+    def scores(net: hfp.GatedModel) -> Tensor:
+        return hfp.methods.filter_sizes(net.model, net.table)
+
+    net, _ = wrapped(hfp.Method("mine", scores=scores, schedule=hfp.methods.at_once))
+    weight = next(net.model.parameters())
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight[0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        net.complexity_loss()
+    assert net.progress == 0.0 and net.macs() == net.dense_macs
+    with torch.no_grad():
+        weight.copy_(before)
+    net.complexity_loss()
+    assert net.progress == 1 / STEPS and net.macs() <= 0.4 * net.dense_macs
+
+
 # ---------------------------------------------------------------------------------------------- stopping
 
 

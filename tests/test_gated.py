@@ -323,6 +323,16 @@ def test_gates_that_no_optimizer_trains_are_told_of() -> None:
     train(*wrapped(steps=100, method="slimming"), 0, 40)  # has none that learn
 
 
+def test_gates_may_wait_for_their_first_step_until_channels_are_cut() -> None:
+    """Gradients of 40 batches are added up, and no channel is cut before they are taken: nothing is amiss."""
+    net, optimizer = wrapped(steps=500)
+    for _ in range(40):
+        (net(X).square().mean() + net.complexity_loss()).backward()
+    optimizer.step()
+    train(net, optimizer, 40, 140)
+    assert net.macs() < net.dense_macs
+
+
 def test_gradients_may_be_accumulated_and_scaled() -> None:
     """Two forwards in one step, and a loss scale, as mixed precision uses it."""
     net, optimizer = wrapped()

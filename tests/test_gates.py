@@ -61,14 +61,15 @@ def test_the_gradient_of_a_gate_is_that_of_its_columns() -> None:
     x = ZOO["chain"].inputs()[0]
     table = trace(model, (x,))
     values = torch.ones(6, dtype=torch.float64, requires_grad=True)
-    out = gates.gated_forward(model, gates.Readers(model, table), values, x)
+    out = gates.gated_forward(model, gates.Readers(model, table), values, (x,), {})
     out.square().mean().backward()
     for channel in range(6):
         moved = torch.ones(2, 6, dtype=torch.float64)
         moved[0, channel] += 1e-6
         moved[1, channel] -= 1e-6
         with torch.no_grad():
-            high, low = (gates.gated_forward(model, gates.Readers(model, table), v, x).square().mean() for v in moved)
+            readers = gates.Readers(model, table)
+            high, low = (gates.gated_forward(model, readers, v, (x,), {}).square().mean() for v in moved)
         assert float(values.grad[channel]) == pytest.approx(float(high - low) / 2e-6, rel=1e-5)
 
 
@@ -76,8 +77,20 @@ def test_the_model_is_not_touched() -> None:
     model, x = ZOO["chain"].model(), ZOO["chain"].inputs()[0]
     table = trace(model, (x,))
     before = model.b.weight
-    gates.gated_forward(model, gates.Readers(model, table), torch.zeros(6, dtype=torch.float64), x)
+    gates.gated_forward(model, gates.Readers(model, table), torch.zeros(6, dtype=torch.float64), (x,), {})
     assert model.b.weight is before and bool(before.any())
+
+
+def test_a_first_look_in_inference_mode_leaves_training_possible() -> None:
+    """On another device than it was traced on, where the numbers of channels go with the first forward."""
+    model, (x, *_) = ZOO["chain"].model(), ZOO["chain"].inputs()
+    readers = gates.Readers(model, trace(model, (x,)))
+    model, x = model.to("meta"), x.to("meta")
+    values = torch.ones(6, device="meta", requires_grad=True)
+    with torch.inference_mode():
+        gates.gated_forward(model, readers, values, (x,), {})
+    gates.gated_forward(model, readers, values, (x,), {}).sum().backward()
+    assert values.grad is not None
 
 
 @pytest.mark.parametrize("name", ["module_with_two_names", "module_called_twice", "tied_weights", "chain"])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hfp import checkpoint, inputs, surgery
 from hfp.budget import Target, absolute
 from hfp.channels import ChannelTable
-from hfp.gated import GatedModel, counts
+from hfp.gated import GatedModel
 from hfp.labels import FIXED
 from hfp.places import places_of
 from hfp.threshold import threshold
@@ -48,7 +48,7 @@ def recut(
     table = trace(dense, given, ignore=ignore, ptflops=counter == "ptflops")
     targets = {"macs": target_macs, "params": target_params}
     limits = {}
-    for name, cost in counts(table, counter).items():
+    for name, cost in table.costs(counter).items():
         now, target = cost.count(record.keep), targets[name]
         limits[name] = now if target is None else min(now, absolute(target, f"target_{name}", cost.dense(), 0))
     net = wrap(
@@ -72,7 +72,7 @@ def recut(
         keep=composed,
         places=places_of(table, composed),
         targets=record.targets | told,
-        macs=counts(table, counter)["macs"].count(composed),
+        macs=table.costs(counter)["macs"].count(composed),
         params=table.params.count(composed),
     )
     return net, out.train(smaller.training)

@@ -229,7 +229,7 @@ def test_a_network_that_folds_the_batch_into_its_channels_takes_any(traced: int,
     for training in (True, False):
         for examples in (1, 2, 3, 7):
             x = torch.randn(examples, 3, 6, 6, dtype=torch.float64)
-            gated = gated_forward(model.train(training), readers, keep.double(), x)
+            gated = gated_forward(model.train(training), readers, keep.double(), (x,), {})
             torch.testing.assert_close(gated, small.train(training)(x))
 
 
