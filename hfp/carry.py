@@ -126,7 +126,7 @@ def _moved(
     if not any(parameter in names for group in optimizer.param_groups for parameter in group["params"]):
         raise ValueError(
             f"this {type(optimizer).__name__} trains no parameter of the network that was wrapped; give the optimizer "
-            "that was made of net.param_groups(...) or net.parameters()"
+            "that was made of net.param_groups(...) or net.parameters(), and has not gone on with a compact network yet"
         )
 
     def change() -> None:

@@ -34,15 +34,14 @@ def forked(seed: int | None = None) -> Iterator[None]:
     ...     first == (random.random(), torch.rand(()))
     True
     """
-    on_gpu = torch.cuda.is_initialized()
-    devices = range(torch.cuda.device_count()) if on_gpu and seed is not None else []
+    kind = _in_use()
+    devices = range(torch.get_device_module(kind).device_count()) if kind and seed is not None else []
     python, numpy = random.getstate(), sys.modules.get("numpy")
     array = None if numpy is None else numpy.random.get_state()
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices, device_type=kind or "cuda"):
         try:
             if seed is not None:
-                # That of a GPU which nobody has used yet would be set for good.
-                (torch.default_generator if torch.cuda.is_available() and not on_gpu else torch).manual_seed(seed)
+                (torch if kind else torch.default_generator).manual_seed(seed)
                 random.seed(seed)
                 if numpy is not None:
                     numpy.random.seed(seed)
@@ -51,6 +50,15 @@ def forked(seed: int | None = None) -> Iterator[None]:
             random.setstate(python)
             if numpy is not None:
                 numpy.random.set_state(array)
+
+
+def _in_use() -> str | None:
+    """The kind of accelerator on which numbers may have been drawn; that of one never used would be set for good."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    module = None if device is None else torch.get_device_module(device)
+    if device is None or not hasattr(module, "set_rng_state"):
+        return None
+    return device.type if getattr(module, "is_initialized", lambda: True)() else None
 
 
 class NoChance(TorchDispatchMode):

@@ -29,9 +29,6 @@ from hfp.copies import copied
 from hfp.places import are_places, keep_at
 from hfp.trace import trace
 
-FOREIGN = (".onnx", ".pt", ".pth")
-"""Names that promise what `save` does not write."""
-
 
 @plainly
 def save(small: nn.Module, path: str | Path, **notes: Any) -> None:
@@ -44,11 +41,11 @@ def save(small: nn.Module, path: str | Path, **notes: Any) -> None:
     `notes`, any JSON, come back in `hfp.checkpoint.header(path)["notes"]`.
 
     Raises:
-        ValueError: `small` carries no record of how it was cut, PyTorch cannot export it, or `path` ends in .onnx, .pt
-            or .pth.
+        ValueError: `small` carries no record of how it was cut, PyTorch cannot export it, or `path` ends in .onnx,
+            .pt or the like.
         OSError: the disk is full or the folder cannot be written; a file that was there before stays whole.
     """
-    if Path(path).suffix in FOREIGN:
+    if Path(path).suffix in (*files.FOREIGN, ".onnx", ".torchscript"):
         raise ValueError(
             f"{path}: hfp.save writes .safetensors and {program.SUFFIX}; for ONNX, save small.safetensors, then "
             "python -m hfp.compact small.safetensors --model ... --output small.onnx"

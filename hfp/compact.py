@@ -24,6 +24,7 @@ from hfp import report
 from hfp.deploy import comparison, formats, rounding
 from hfp.deploy.origin import ONE_SHOT, USUAL, Outcome, Wanted, compact
 from hfp.experiment.options import amount, whole
+from hfp.files import flush_folder
 from hfp.inspect import shape_and_dtype
 from hfp.verify import Disagreement
 
@@ -112,12 +113,16 @@ def destination(given: argparse.Namespace) -> Iterator[dict[str, Path]]:
     for path in found.values():
         if path.resolve() == given.checkpoint.resolve():
             raise ValueError(f"--output {path} is the checkpoint itself; give another name.")
+        if path.is_dir():
+            raise ValueError(f"--output {path} is a folder; give the name of a file.")
     if not given.dry_run:
         given.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=None if given.dry_run else given.output.parent) as folder:
         yield {name: Path(folder) / path.name for name, path in found.items()}
-        for path in Path(folder).iterdir() if not given.dry_run else ():
-            os.replace(path, given.output.parent / path.name)
+        if not given.dry_run:
+            for path in Path(folder).iterdir():
+                os.replace(path, given.output.parent / path.name)
+            flush_folder(given.output.parent)
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:

@@ -49,9 +49,11 @@ def compute(module: nn.Module) -> None:
     """Let hooks leave in a module what they would before its next forward."""
     for hook, _, _ in _hooks(module):
         training, module.training = module.training, False  # in training mode a spectral norm also goes a step on
-        with torch.no_grad():
-            hook(module, None)
-        module.training = training
+        try:
+            with torch.no_grad():
+                hook(module, None)
+        finally:
+            module.training = training
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[Any, str, str]]:

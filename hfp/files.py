@@ -56,6 +56,10 @@ class Damaged(ValueError):
     """A file that is not as it was written: cut short, overwritten, with a bit that flipped."""
 
 
+FOREIGN = (".bin", ".ckpt", ".pt", ".pth", ".ts")
+"""Names that promise what is not written here."""
+
+
 def atomic_write(path: str | Path, data: bytes, *, before: Path | None = None) -> None:
     """Replace `path` by `data`, or leave it as it was: there is no moment with half a file under that name.
 
@@ -82,7 +86,7 @@ def atomic_write(path: str | Path, data: bytes, *, before: Path | None = None) -
         for left in filter(None, (temporary, replaced)):
             left.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def _temporary(path: Path) -> Path:
@@ -98,7 +102,7 @@ def _name_too(path: Path, name: Path) -> None:
         shutil.copyfile(path, name)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut, where the system lets a folder be opened (Windows does not)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
@@ -143,7 +147,8 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
     """
     with safetensors_at(path) as file:
         said = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        # Copies, since they would be views of the file, which may be replaced, or cut short, while they are in use.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
     text, found = said.get(HEADER), said.get(SEAL)
     if found is not None and found != seal(text or "", tensors):
         raise Damaged(

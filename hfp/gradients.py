@@ -22,7 +22,7 @@ from hfp.chance import NoChance, forked
 from hfp.eager import eagerly
 from hfp.inputs import Arguments
 from hfp.names import Names
-from hfp.outputs import tensors_of
+from hfp.outputs import real, tensors_of
 from hfp.source import first_line
 
 SMALL = 1e-3  # of the largest gradient: what is smaller may be a zero, but for rounding
@@ -88,16 +88,11 @@ def _gradients(
     with torch.enable_grad(), forked(0), eagerly(), nullcontext() if chance else NoChance():
         with as_set():
             out = function(*args, **kwargs)
-        outs = [_real(x) for x in tensors_of(out) if x.requires_grad]
+        outs = [real(x) for x in tensors_of(out) if x.requires_grad]
         if not outs or not learning:
             return {}
         weights = [torch.randn(x.shape, generator=generator).to(x) for x in outs]
         total = torch.stack([(x * weight).sum().double().cpu() for x, weight in zip(outs, weights, strict=True)]).sum()
         grads = torch.autograd.grad(total, [*learning.values()], allow_unused=True)
-    dense = (None if grad is None else _real(grad.to_dense()) for grad in grads)  # of an embedding it may be sparse
+    dense = (None if grad is None else real(grad.to_dense()) for grad in grads)  # of an embedding it may be sparse
     return dict(zip(learning, dense, strict=True))
-
-
-def _real(x: Tensor) -> Tensor:
-    """Complex numbers as pairs, along an axis more."""
-    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x

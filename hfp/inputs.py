@@ -124,19 +124,18 @@ def example_for(description: Mapping[str, Any], model: nn.Module) -> Arguments:
 
 
 def batched(inputs: Arguments, size: int) -> Arguments | None:
-    """The same inputs for `size` examples at once; None unless each tensor among them is for one.
+    """The first example of the inputs, `size` times; None unless all tensors among them are for as many examples.
 
-    >>> batched(((torch.zeros(1, 2),), {}), 3)
-    ((tensor([[0., 0.],
-            [0., 0.],
-            [0., 0.]]),), {})
+    >>> batched(((torch.tensor([[1, 2], [3, 4]]),), {}), 3)
+    ((tensor([[1, 2],
+            [1, 2],
+            [1, 2]]),), {})
     """
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    if any(tensor.dim() == 0 or len(tensor) != 1 for tensor in tensors) or any(
-        isinstance(value, (list, tuple)) for value in (*inputs[0], *inputs[1].values())
-    ):
+    lengths = {len(leaf) if leaf.dim() else 0 for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    lists = any(isinstance(value, (list, tuple)) for value in (*inputs[0], *inputs[1].values()))
+    if len(lengths) != 1 or 0 in lengths or lists:
         return None
-    args, kwargs = tree_map(lambda x: torch.cat([x] * size) if isinstance(x, Tensor) else x, inputs)
+    args, kwargs = tree_map(lambda x: torch.cat([x[:1]] * size) if isinstance(x, Tensor) else x, inputs)
     return args, kwargs
 
 

@@ -60,7 +60,7 @@ def difference(
             own_args, own_kwargs = tree_map(_copied, (args, kwargs))
             with as_set():
                 out = function(*own_args, **own_kwargs)
-            outs.append([x.detach().cpu().double() for x in tensors_of(out)])
+            outs.append([real(x.detach().cpu()).double() for x in tensors_of(out)])
     worst = 0.0
     if len(outs[0]) != len(outs[1]):
         return float("inf")
@@ -76,6 +76,11 @@ def difference(
             )
             worst = max(worst, float((apart / scale).nan_to_num(float("inf")).max()))
     return worst
+
+
+def real(x: Tensor) -> Tensor:
+    """Complex numbers as pairs, along an axis more."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def _copied(value: Any) -> Any:

@@ -127,8 +127,8 @@ def sliced(tensor: Tensor, lives: Sequence[Tensor | None]) -> Tensor:
     """A copy of a tensor of a model with only what stays along each dim: these indices, or all of them (None)."""
     cut = {dim: indices.to(tensor.device) for dim, indices in enumerate(lives) if indices is not None}
     new = _selected(tensor.detach(), cut) if cut else tensor.detach().clone()
-    if in_channels_last(tensor):
-        new = new.contiguous(memory_format=torch.channels_last)
+    if (order := memory_format(tensor)) is not torch.contiguous_format:
+        new = new.contiguous(memory_format=order)
     return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
 
@@ -147,8 +147,10 @@ def _selected(tensor: Tensor, cut: dict[int, Tensor]) -> Tensor:
     return new
 
 
-def in_channels_last(tensor: Tensor) -> bool:
-    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """In which order the numbers of a tensor lie: channels last or not."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    return torch.contiguous_format if last is None or not tensor.is_contiguous(memory_format=last) else last
 
 
 def live(vector: Tensor, stays: Tensor) -> Tensor:

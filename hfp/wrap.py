@@ -157,5 +157,5 @@ def _check_options(steps: Any, round_to: Any, counter: Any, verify: Any) -> None
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
     if counter not in ("macs", "ptflops"):
         raise ValueError(f"counter={counter!r}: expected 'macs' or 'ptflops'")
-    if verify not in (None, True, False):
+    if verify is not None and not isinstance(verify, bool):
         raise ValueError(f"verify={verify!r}: expected True or False")

@@ -13,7 +13,7 @@ from specimen import Net
 from torch import Tensor, nn
 
 import hfp
-from hfp.chance import DRAWN, NoChance
+from hfp.chance import DRAWN, NoChance, forked
 
 X = torch.randn(3, 8)
 
@@ -34,6 +34,25 @@ DRAWS: list[Callable[[Tensor], Tensor]] = [
     lambda h: h + torch.distributions.Normal(torch.zeros_like(h), torch.ones_like(h)).rsample(),
     lambda h: h[torch.randperm(len(h))],
 ]  # fmt: skip
+
+
+def test_what_an_accelerator_draws_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose numbers have no module of their own in `fork_rng`, such as Apple's."""
+    states = [torch.tensor([7], dtype=torch.uint8)]
+    stand_in = {
+        "device_count": lambda: 1,
+        "get_rng_state": lambda device=0: states[-1],
+        "set_rng_state": lambda state, device=0: states.append(state),
+        "manual_seed": lambda seed: states.append(torch.tensor([seed], dtype=torch.uint8)),
+        "_is_in_bad_fork": lambda: False,
+    }
+    for name, function in stand_in.items():
+        monkeypatch.setattr(torch.mps, name, function)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    with forked(0):
+        assert states[-1] == 0
+    assert states[-1] == 7
 
 
 @pytest.mark.parametrize("draw", DRAWS)

@@ -471,7 +471,7 @@ def test_notes_that_are_no_json_are_refused_before_anything_is_written(tmp_path:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt", ".pth"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt", ".pth", ".ckpt", ".bin", ".torchscript"])
 def test_a_name_of_another_format_is_refused(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hfp.save writes .safetensors and .pt2"):
         hfp.save(compacted(network()), tmp_path / f"small{suffix}")

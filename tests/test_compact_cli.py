@@ -206,6 +206,16 @@ def test_the_checkpoint_is_not_written_over(moments: Path, capsys: pytest.Captur
     assert "is the checkpoint itself" in capsys.readouterr().err
 
 
+def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_written(
+    moments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "small.pt2").mkdir()
+    command = [str(moments / "prune1.safetensors"), "--output", str(tmp_path / "small")]
+    assert compact.main([*command, "--format", "safetensors,pt2"]) == 2
+    assert "small.pt2 is a folder; give the name of a file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["small.pt2"]
+
+
 def test_a_folder_that_cannot_be_written_is_named(
     moments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

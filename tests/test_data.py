@@ -299,9 +299,9 @@ def test_folder_of_val_and_test_holds_nothing_out(tmp_path: Path) -> None:
 
 
 def test_val_is_the_test_split_if_there_is_no_other(tmp_path: Path) -> None:
-    make_folder(tmp_path, {"train": {"a": 4}, "val": {"a": 3}})
+    make_folder(tmp_path, {"train": {"a": 4, "b": 2}, "val": {"a": 3, "b": 1}})
     loaded = data.load("imagefolder", tmp_path)
-    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (3, 1, 3)
+    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (4, 2, 4)
 
 
 def test_images_of_several_sizes_become_photographs(folder: Path) -> None:
@@ -338,6 +338,14 @@ def no_classes(root: Path) -> None:
     (root / "test").mkdir()
 
 
+def one_class(root: Path) -> None:
+    """The folder above the right one."""
+    for part in ("train", "test"):
+        (root / part).rename(root / "all")
+        (root / part).mkdir()
+        (root / "all").rename(root / part / "all")
+
+
 def single_image(root: Path) -> None:
     for path in sorted((root / "train" / "dog").iterdir())[1:]:
         path.unlink()
@@ -350,6 +358,7 @@ def single_image(root: Path) -> None:
         (other_classes, "classes of train and test in .* differ; only in train: dog; only in test: wolf"),
         (no_test, "needs the folders train, and val or test, with class folders; it has train only"),
         (no_classes, "test has no class folders"),
+        (one_class, "train has one class folder only, all, so there is nothing to learn from"),
         (single_image, "nothing can be held out of classes with one training image: dog"),
     ],
 )
@@ -357,6 +366,14 @@ def test_folders_that_are_not_in_order(spoil, message: str, folder: Path) -> Non
     spoil(folder)
     with pytest.raises(ValueError, match=message):
         data.load("imagefolder", folder)
+
+
+def test_hidden_files_and_folders_are_not_looked_at(folder: Path) -> None:
+    before = data.load("imagefolder", folder)
+    (folder / "train" / "cat" / "._5.jpg").write_bytes(b"as macOS adds them")
+    (folder / "train" / ".thumbnails").mkdir()
+    after = data.load("imagefolder", folder)
+    assert len(after.train) == len(before.train) and after.classes == before.classes
 
 
 def test_missing_folder(tmp_path: Path) -> None:

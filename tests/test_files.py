@@ -47,6 +47,15 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "folder" / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
+def test_what_was_read_is_no_view_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    files.write(path, files.WEIGHTS, {}, {"a": torch.arange(100_000.0)})
+    _, tensors = files.read(path, files.WEIGHTS)
+    with path.open("r+b") as file:  # not as we write
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(tensors["a"], torch.arange(100_000.0))
+
+
 def test_what_is_conjugated_by_a_mark_is_stored_as_the_numbers_that_it_is() -> None:
     z = torch.randn(3, dtype=torch.cfloat)
     stored, aliases = files._deduplicate({"z": z, "conjugate": z.conj(), "imaginary": z.conj().imag})

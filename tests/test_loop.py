@@ -88,6 +88,18 @@ def test_evaluation_changes_nothing_and_puts_modes_back() -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+def test_an_evaluation_that_ends_early_puts_modes_back() -> None:
+    net = network().train()
+
+    def interrupted() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from batches(8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.evaluate(net, interrupted())
+    assert all(module.training for module in net.modules())
+
+
 def test_auxiliary_heads_count_a_little_and_only_in_training() -> None:
     net = Heads()
     ((x, y),) = batches(8)

@@ -35,6 +35,9 @@ def test_difference_sees_one_wrong_weight() -> None:
         (lambda x: x * 0, lambda x: x * 0, True),
         (lambda x: x * 0, lambda x: x * 0 + 1, False),
         (lambda x: x > 0, lambda x: x > 0, True),
+        (lambda x: torch.complex(x, x), lambda x: torch.complex(x, x), True),
+        (lambda x: torch.complex(x, x), lambda x: torch.complex(x, 2 * x), False),
+        (lambda x: torch.complex(x, x).conj(), lambda x: torch.complex(x, x), False),
         (lambda x: x[:, :0], lambda x: x[:, :0], True),
     ],
 )

@@ -91,6 +91,14 @@ def test_flags_dtype_and_layout_of_tensors_stay() -> None:
     assert all(p.is_leaf and p.grad is None for p in small.parameters())
 
 
+def test_the_layout_of_volumes_stays() -> None:
+    layers = nn.Conv3d(3, 8, 3), nn.ReLU(), nn.Conv3d(8, 4, 3)
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last_3d)
+    small = halved(model, torch.zeros(1, 3, 6, 6, 6))
+    assert small[2].weight.shape == (4, 4, 3, 3, 3)
+    assert small[2].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
 def test_recurrent_weights_are_laid_out_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     class Last(nn.Module):
         def __init__(self) -> None:

@@ -97,7 +97,7 @@ def _found(content: Any, names: tuple[str, ...], depth: int = DEPTH) -> Iterator
 
 
 def _is_state(value: Any) -> bool:
-    """Names with tensors; PyTorch keeps versions in an attribute, and scalar counters of others are let through."""
+    """Names with tensors; PyTorch keeps versions in an attribute; counters are let through if they are tensors."""
     return isinstance(value, dict) and bool(value) and all(_is_entry(*item) for item in value.items())
 
 

@@ -25,11 +25,9 @@ from torch.utils._pytree import tree_leaves
 
 from hfp import checkpoint, program
 from hfp.deploy.origin import Outcome
-from hfp.files import atomic_write
+from hfp.files import FOREIGN, atomic_write
 from hfp.source import first_line
 
-FOREIGN = (".bin", ".ckpt", ".pt", ".pth", ".ts")
-"""Names that promise what is not written here."""
 CLOSE = 1e-4
 """How far another runtime's outputs may be from PyTorch's, relative to the largest: it adds up in another order."""
 

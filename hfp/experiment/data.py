@@ -312,16 +312,22 @@ def load_folder(
 def list_images(folder: Path) -> dict[str, list[Path]]:
     """Name of each class folder -> its image files, both sorted."""
     listing = {
-        entry.name: sorted(path for path in entry.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
+        entry.name: sorted(path for path in _seen(entry) if path.suffix.lower() in IMG_EXTENSIONS)
+        for entry in sorted(_seen(folder))
+        if entry.is_dir()
     }
-    if not listing:
-        raise ValueError(f"{folder.absolute()} has no class folders, so there is nothing to learn from")
+    if len(listing) < 2:
+        found = f"one class folder only, {next(iter(listing))}" if listing else "no class folders"
+        raise ValueError(f"{folder.absolute()} has {found}, so there is nothing to learn from")
     empty = [name for name, paths in listing.items() if not paths]
     if empty:
         raise ValueError(f"{folder.absolute()} has class folders without images: {', '.join(empty[:5])}")
     return listing
+
+
+def _seen(folder: Path) -> Iterator[Path]:
+    """What is in it but for hidden files and folders, such as those that macOS adds."""
+    return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def check_same_classes(root: Path, listings: dict[str, dict[str, list[Path]]]) -> None:

@@ -146,7 +146,7 @@ def train_epoch(
         extra = penalty() if penalty is not None else task.new_zeros(())
         optimizer.zero_grad(set_to_none=True)
         (task + extra).backward()
-        if recipe.teacher is not None:
+        if recipe.teacher is not None:  # gates, whose gradients are of another size, by themselves
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], LARGEST_GRADIENT)
         optimizer.step()
@@ -171,12 +171,14 @@ def evaluate(net: nn.Module, batches: Batches, recipe: Recipe = Recipe()) -> tup
     modes = {module: module.training for module in net.modules()}
     net.eval()
     running = Running()
-    for x, y in batches:
-        logits = main_output(forward(net, x, recipe)).float()
-        loss = F.cross_entropy(logits, y, reduction="sum")
-        running.add(len(y), task_loss=loss, correct=(logits.argmax(1) == y).sum())
-    for module, training in modes.items():
-        module.training = training
+    try:
+        for x, y in batches:
+            logits = main_output(forward(net, x, recipe)).float()
+            loss = F.cross_entropy(logits, y, reduction="sum")
+            running.add(len(y), task_loss=loss, correct=(logits.argmax(1) == y).sum())
+    finally:
+        for module, training in modes.items():
+            module.training = training
     return running.accuracy, running.task_loss
 
 

@@ -24,7 +24,7 @@ from hfp.outputs import tensors_of
 from hfp.rules.own import Whole, rule_of
 from hfp.tracing.attributes import is_plain
 from hfp.tracing.functions import Functions
-from hfp.tracing.told import Span, mark, unremembered
+from hfp.tracing.told import Marked, Span, mark, unremembered
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
         try:
             with functions.watcher.position.following(), functions.watcher, functions:
                 out = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
-        finally:
-            if written := {id(one.holder): one.holder for one in marked if one.written()}:
-                subject.written.update(written)
-                raise WritesToHolder
+        except Exception:  # what is written may be why
+            _check_written(subject, marked)
+            raise
+        _check_written(subject, marked)
     functions.watcher.tell_used(tensors_of(out), "output")
     ledger = functions.watcher.ledger
     for tensor in tensors_of(out):
@@ -84,6 +84,12 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
     while ledger.asks:  # of operators that no function has called which could be given something else: TorchScript
         ask = ledger.asks.pop()
         ledger.pin(ask.ids, ask.reason, ask.place)
+
+
+def _check_written(subject: Subject, marked: Iterable[Marked]) -> None:
+    if written := {id(one.holder): one.holder for one in marked if one.written()}:
+        subject.written.update(written)
+        raise WritesToHolder
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfp.channels import ChannelTable
 from hfp.labels import FIXED, Labels, Ledger, Place, prunable
-from hfp.surgery import in_channels_last
+from hfp.surgery import memory_format
 
 
 class Cut:
@@ -84,7 +84,7 @@ class Cut:
         """What is left of parameters and buffers: shapes alone."""
         shadows = {}
         for name, tensor in tensors.items():
-            order = torch.channels_last if in_channels_last(tensor) else torch.contiguous_format
+            order = memory_format(tensor)
             shape = [len(ids) for ids in self.axes[name]]
             shadows[name] = torch.empty(shape, dtype=tensor.dtype, device="meta", memory_format=order)
         return shadows

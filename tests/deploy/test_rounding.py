@@ -74,6 +74,22 @@ def test_turns_are_compared_with_each_other() -> None:
     assert rounding.fastest(rounding.paired(turns)) == 1
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_what_is_timed_has_as_many_examples_as_it_says(batch: int) -> None:
+    """Whatever number the network was traced with."""
+    seen = []
+
+    class Noting(Slow):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    network, given = Noting().eval(), arguments(Slow(), torch.zeros(4, *Slow.input_size))
+    assert comparison.latency((network,), given, batch) is not None
+    rounding.measured({1: network}, given, batch)
+    assert set(seen) == {batch}
+
+
 def test_a_network_for_one_example_at_a_time_is_refused_in_words() -> None:
     """Whatever it says to two."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import hfp
 from hfp.tracing.told import Reckoned, Span, Told, attributes_asked, mark, parts_asked, sizes, unremembered
@@ -112,6 +112,22 @@ def test_einops_reckons_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "einops.einops", SimpleNamespace())
     with unremembered():
         pass
+
+
+def test_a_trace_that_is_interrupted_ends() -> None:
+    """Even where the forward has written to what holds sizes, after which an error has it run again."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes, self.layer = {"calls": 0}, nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.sizes["calls"] += 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hfp.trace(Counting(), torch.zeros(1, 4))
 
 
 def test_attributes_are_marked_for_each_module_alone() -> None:
