@@ -243,12 +243,17 @@ class Ledger:
 
     def split(self, ids: Tensor, place: Place) -> list[Tensor]:
         """Factors of the ids (a, b, ...) that a view has spread over several axes: one vector for each axis."""
-        factors = [self.fresh(length) for length in ids.shape]
+        factors = [self._factor(ids.movedim(axis, 0).flatten(1)) for axis in range(ids.dim())]
         grid = torch.cartesian_prod(*factors)
         ids = ids.flatten()
         self.pin(grid[ids == FIXED].unique(), "meets values that belong to no channel at the same positions", place)
         self.products.append((ids[ids >= 0], grid[ids >= 0]))
         return factors
+
+    def _factor(self, rows: Tensor) -> Tensor:
+        """Ids for the places of `rows` of ids: the same where the row is the same (heads, once for each example)."""
+        distinct, kind = unique_rows(rows)
+        return self.fresh(len(rows)) if len(distinct) == len(rows) else self.fresh(len(distinct))[kind]
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """(n,) the ids of an axis on which several vectors (n,) of ids have come to lie."""

@@ -22,7 +22,7 @@ from hfp.explain import phrase
 from hfp.inputs import Arguments, arguments, home, placed, rebuild, tells_values
 from hfp.rules.own import OWN
 from hfp.source import first_line
-from hfp.tracing.play import preserved, set_mode
+from hfp.tracing.preserved import preserved, set_mode
 from hfp.trial.keeps import random_part
 
 DOUBLE = 1e-6  # the tolerance where float64 decides: some networks compute a part in float32, whatever their weights

@@ -180,6 +180,18 @@ def few_wide_groups() -> Net:
     return Net(lambda net, x: net.c(net.b(net.a(x))), a=conv(3, 8), b=conv(8, 6, groups=2), c=conv(6, 4))
 
 
+@specimen({places("a", "b.weight/1"): 4})
+def groups_of_the_input() -> Net:
+    """Three groups that read one channel of the image each: the same slots of their outputs go."""
+    return Net(lambda net, x: net.b(net.a(x)), a=conv(3, 12, groups=3), b=conv(12, 4))
+
+
+@specimen({places("b", "c.weight/1"): 6})
+def a_filter_for_each_channel_of_the_input() -> Net:
+    """Depthwise on the image: nothing of that can go."""
+    return Net(lambda net, x: net.c(net.b(net.a(x))), a=conv(3, 3, groups=3), b=conv(3, 6), c=conv(6, 4))
+
+
 @specimen({"a.weight/0 a.bias/0 b.weight/0 b.bias/0 c.bias/0 d.weight/1": 6})
 def depthwise_layers_that_share_a_weight() -> Net:
     net = Net(

@@ -94,6 +94,19 @@ def test_what_does_not_or_will_not_tell_leaves_them_whole(function: Callable[...
     assert reason.startswith('is touched by an operator without a rule (@hfp.rule("untold::')
 
 
+def test_an_axis_on_which_all_is_alike_may_be_mixed() -> None:
+    """A frame that is shown to a spiking network time and again."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).unsqueeze(0).repeat(3, 1, 1)
+        return net.c(filtered(h, torch.zeros_like(h)))
+
+    model = Net(run, a=nn.Linear(8, 12), c=nn.Linear(12, 4))
+    (group,) = hfp.trace(model, X[0]).groups
+    assert {("a.weight", 0), ("c.weight", 1)} <= set(group.members)
+    assert hfp.verify(model, hfp.trace(model, X[0])) < 1e-5
+
+
 def test_no_operator_is_given_integers_that_nobody_meant() -> None:
     """They may be places in memory."""
     given: list[torch.Tensor] = []

@@ -101,6 +101,11 @@ def _group(ledger: Ledger, call: Call, read: Tensor | None, made: Tensor | None)
     So are those that read the same channels each, being examples of a batch.
     """
     x, weight, groups = call.args[0], call.args[1], call.args[8]
+    if read is None and made is not None and len(made) > groups:  # of the network's input, say
+        outputs = made.reshape(groups, -1)
+        ledger.tie(outputs[:1], outputs, call.place)
+        read_by(ledger, call, read, weight, call.ids(weight, 1))
+        return
     if read is None or made is None:
         for ids in (read, made):
             ledger.pin(

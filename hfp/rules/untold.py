@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hfp.chance import forked
-from hfp.labels import Labels, Ledger
+from hfp.labels import ANY, Labels, Ledger
 from hfp.rules.call import Call, labelled, tensors_in, unknown
 from hfp.rules.pointwise import along
 
@@ -26,7 +26,12 @@ def custom(ledger: Ledger, call: Call) -> Labels | list[Labels]:
     """
     if "::" not in call.place.operator or call.func._schema.is_mutable:  # type: ignore[attr-defined]
         return unknown(ledger, call)
-    axes = {axis - x.dim() for x in call.tensors() for axis, _ in labelled(call.labels(x))}
+    axes = {
+        axis - x.dim()
+        for x in call.tensors()
+        for axis, ids in labelled(call.labels(x))
+        if not bool((ids == ANY).all())  # what is alike along an axis may be mixed there
+    }
     try:
         with forked(), torch._C.DisableTorchFunction():
             known = _one_by_one(call, axes)

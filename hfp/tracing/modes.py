@@ -21,6 +21,7 @@ from torch.nn.modules import module as hooks
 from hfp.chance import forked
 from hfp.labels import Labels
 from hfp.tracing.functions import Functions
+from hfp.tracing.preserved import preserved
 from hfp.tracing.watcher import Watcher
 
 _ALIKE = {
@@ -87,7 +88,7 @@ class Modes:
         before, watcher.on_step = watcher.on_step, lambda step: None
         mode, module.training = module.training, True
         try:
-            with torch.no_grad(), forked(), watcher, functions:
+            with preserved(module), torch.no_grad(), forked(), watcher, functions:
                 again = module.forward(*args, **kwargs)
         except Exception:  # of the model's own code: the whole run will tell
             return False

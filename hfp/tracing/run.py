@@ -32,8 +32,9 @@ from hfp.tracing.functions import Around, Functions
 from hfp.tracing.modes import Modes
 from hfp.tracing.numbering import numbered
 from hfp.tracing.operands import Operand
-from hfp.tracing.play import Subject, WritesToHolder, play, preserved, set_mode
+from hfp.tracing.play import Subject, WritesToHolder, play
 from hfp.tracing.position import Position, Site
+from hfp.tracing.preserved import preserved, set_mode
 from hfp.tracing.ptflops_count import PtflopsCounter
 from hfp.tracing.siblings import follow_siblings, reached
 from hfp.tracing.sizes import reads_widths
@@ -174,7 +175,8 @@ def _note_unused(subject: Subject, ledger: Ledger, steps: list[Step]) -> None:
         shown = ", ".join(idle[:SHOWN]) + (f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else "")
         ledger.notes.append(
             f"{shown} did not run on the example inputs: what they do to channels is not known, and a cut network may "
-            "fail where they run; give inputs that use them"
+            "fail where they run; give inputs that use them (a weight that the forward takes from a plain list or dict is "
+            "not seen to be used: take it from the module)"
         )
 
 

@@ -18,7 +18,7 @@ from hfp.rules.mixers import MIXERS
 from hfp.rules.pointwise import POINTWISE
 from hfp.tracing.position import Site
 from hfp.tracing.run import Called
-from hfp.tracing.told import asked, parts_asked
+from hfp.tracing.told import ASKING, asked, parts_asked
 from hfp.tracing.watcher import Step
 from hfp.trial import scaling
 from hfp.trial.cut import Cut
@@ -65,8 +65,9 @@ class Blame:
                 for number, extent in self._parts(called, at, *parts)
             ] or [replace(misfit, key=(site,))]
         mixes = at < len(self.dense) and self.dense[at].operator in MIXERS  # given strides, not sizes
+        sizes = len(called.outs) == 1 and (site.function in ASKING or not mixes)
         shape, labels = called.outs[0][:2]
-        given = asked(site.function, args) if len(called.outs) == 1 and not mixes else []
+        given = asked(site.function, args) if sizes else []
         extents = self.extents(at, shape, labels, self.cut.shape(shape, labels), given)
         known = extents or ([misfit.extent] if misfit.extent else self._alike(at, shape, labels, args))
         return [replace(misfit, key=(site, e.axis), extent=e, asked=bool(extents)) for e in known] or [

@@ -23,7 +23,7 @@ from hfp.tracing.operands import Operand
 from hfp.tracing.play import Subject
 from hfp.tracing.position import Site
 from hfp.tracing.run import Called, Run
-from hfp.tracing.told import Reckoned, Told, sizes
+from hfp.tracing.told import Attribute, Reckoned, Told, sizes
 from hfp.trial.misfit import Misfit
 from hfp.trial.scaling import NOT_AT_ALL
 from hfp.trial.trial import asked_from, still_other
@@ -134,8 +134,11 @@ class Repairs:
         """The next repair of each misfit that has one left."""
         kept, used = {repair.key() for repair in self.kept}, set()
         told = self.refused | {r.attribute for r in self.kept if r.sure and r.attribute is not None}
-        chosen = {}
-        for misfit in found:
+        chosen: dict[tuple[Any, ...], tuple[Misfit, Repair]] = {}
+        for misfit in sorted(found, key=lambda misfit: len(_reckoned_from(misfit))):
+            setting = {repair.attribute for _, repair in chosen.values() if repair.sure}
+            if not setting.isdisjoint(_reckoned_from(misfit)):
+                continue  # it may be right as soon as these are
             left = (r for r in self.left[misfit.key] if r.sure or r.attribute is None or r.attribute not in told)
             repair = next((repair for repair in left if repair.key() not in kept), None)
             if repair is not None and repair.key() not in used:  # else wait for what it does for another misfit
@@ -290,7 +293,9 @@ class Repairs:
             value = get_size(self.modules[path], name)
             if (path, name) in known and misfit.extent is not None:
                 yield from _multiples(misfit.extent.ids, known[path, name])
-            for ids in (*misfit.touched, *self._seen_in(misfit.place.module, table)):
+            # What an axis has several times over (`batch * heads`) is counted once.
+            once = () if misfit.extent is None else (misfit.extent.ids.unique(),)
+            for ids in (*once, *misfit.touched, *self._seen_in(misfit.place.module, table)):
                 if len(ids) == value and (path, name) not in known:
                     yield Repair(ids, (path, name))
                 elif len(ids) == value:
@@ -340,6 +345,12 @@ def _multiples(a: Tensor, b: Tensor) -> Iterator[Repair]:
 def _asks_for_a_guess(misfit: Misfit) -> bool:
     """Whether a length is asked for that does not tell what it is made of."""
     return misfit.asked and not (misfit.extent is not None and isinstance(misfit.extent.found, Reckoned))
+
+
+def _reckoned_from(misfit: Misfit) -> tuple[Attribute, ...]:
+    """The attributes that the length which is asked for is made of; none where it is just what one of them says."""
+    number = None if misfit.extent is None else misfit.extent.found
+    return number.of if isinstance(number, Reckoned) and not isinstance(number, Told) else ()
 
 
 def _with_length(misfit: Misfit) -> tuple[Any, ...]:

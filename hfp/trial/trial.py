@@ -29,8 +29,9 @@ from hfp.surgery import resize
 from hfp.tracing.attributes import get_size, set_size
 from hfp.tracing.functions import Functions
 from hfp.tracing.operands import Operand
-from hfp.tracing.play import Subject, play, preserved
+from hfp.tracing.play import Subject, play
 from hfp.tracing.position import Position, Site
+from hfp.tracing.preserved import preserved
 from hfp.tracing.run import Called, Run, needs_values
 from hfp.tracing.watcher import SIZELESS, UNKNOWN, RuleError, Step, Watcher
 from hfp.trial import scaling
@@ -350,7 +351,8 @@ class _Trial:
 
 def _same_numbers(found: Sequence[Any], dense: Sequence[Any]) -> bool:
     """Whether they are, as far as they are known: a tensor may hold a number only where one element of it is left."""
-    return all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip_longest(found, dense))
+    pairs = zip_longest(found, dense)
+    return all(UNKNOWN in pair or a == b or (a != a and b != b) for pair in pairs for a, b in [pair])  # NaN is NaN
 
 
 def _operator(step: Step) -> str:

@@ -43,6 +43,31 @@ def test_a_model_that_remembers_is_left_as_it_was() -> None:
     assert snapshot(net) == before
 
 
+class Locked(nn.Module):
+    """A dropout that keeps its mask, and a count, in training mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask: Tensor | None = None
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        self.calls += 1
+        if self.mask is None:
+            self.mask = nn.functional.dropout(torch.ones_like(x), 0.1)
+        return x * self.mask
+
+
+def test_what_a_module_keeps_in_training_mode_alone_is_not_kept() -> None:
+    model = nn.Sequential(conv(3, 6), Locked(), conv(6, 4)).float()
+    for _ in range(2):
+        table = trace(model, torch.zeros(1, 3, 8, 8))
+        assert table.channels == 6 and model[1].mask is None and model[1].calls == 0
+    model.train()(torch.zeros(1, 3, 8, 8))
+
+
 def test_no_hook_is_left_behind() -> None:
     """PyTorch warns of one when a module is compiled; a warning is an error here."""
     trace(chain(), X)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from promises import check_cut, random_keep
+from promises import Gated, check_cut, random_keep
 from specimen import Net
 from torch import Tensor, nn
 
@@ -431,3 +432,61 @@ def test_small_groups_of_one_width_are_not_mistaken_for_each_other() -> None:
     for density in (0.2, 0.3, 0.5, 0.7):
         for _ in range(4):
             check_cut(model, table, random_keep(table, density, generator), ((X,), {}), 1e-10)
+
+
+class Annotated(nn.Module):
+    """Attention whose views leave the tokens to what is left (-1), behind an embedding that is scaled by its width."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        self.width, self.heads, self.of_each = width, heads, width // heads
+        self.first, self.out, self.last = nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 3)
+        self.qkv = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) * math.sqrt(self.width)
+        q, k, v = (layer(x).view(len(x), -1, self.heads, self.of_each).transpose(1, 2) for layer in self.qkv)
+        weights = (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1)
+        merged = (weights @ v).transpose(1, 2).contiguous().view(len(x), -1, self.heads * self.of_each)
+        return self.last(x + self.out(merged))
+
+
+@pytest.mark.parametrize("tokens", [4, 5, 6, 8, 12, 24])
+def test_a_view_that_leaves_tokens_to_what_is_left_is_followed_for_any_number_of_them(tokens: int) -> None:
+    """Where it divides what is left, the view of the cut network does not fail, and only what comes next shows it."""
+    model = Annotated().double().eval()
+    table = trace(model, X[:, :1].repeat(1, tokens, 1))
+    assert sorted(group.width for group in table.groups) == [4, 6, 24]
+    for density in (0.0, 0.4, 0.7):
+        keep = random_keep(table, density, torch.Generator().manual_seed(0))
+        check_cut(model, table, keep, ((torch.randn(2, tokens, 8, dtype=torch.float64),), {}), 1e-10)
+
+
+class TimeFirst(nn.Module):
+    """Tokens in the first axis, and the heads of all examples in one."""
+
+    def __init__(self, width: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.heads, self.of_each = heads, width // heads
+        self.first, self.out, self.last = nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 3)
+        self.qkv = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        tokens, batch, _ = x.shape
+        q, k, v = (layer(x).view(tokens, batch * self.heads, self.of_each).transpose(0, 1) for layer in self.qkv)
+        mixed = (q @ k.transpose(1, 2)).softmax(-1) @ v
+        return self.last(x + self.out(mixed.transpose(0, 1).reshape(tokens, batch, -1)))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_heads_of_all_examples_in_one_axis_are_heads(batch: int) -> None:
+    torch.manual_seed(0)
+    model = TimeFirst().double().eval()
+    table = trace(model, torch.randn(4, batch, 8, dtype=torch.float64))
+    assert sorted(group.width for group in table.groups) == [3, 4, 12]
+    for more, density in enumerate((0.0, 0.4, 0.7)):
+        keep = random_keep(table, density, torch.Generator().manual_seed(0))
+        check_cut(model, table, keep, ((torch.randn(4, batch, 8, dtype=torch.float64),), {}), 1e-10)
+        x, small = torch.randn(6, batch + more, 8, dtype=torch.float64), compact(model, table, keep)
+        torch.testing.assert_close(Gated(model, table, keep)(x), small(x))

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from promises import check_cut, only_plain_operators
+from specimen import Net
 from torch import Tensor, nn
 
 import hfp
@@ -130,6 +131,15 @@ class Limited(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.inner(x)
         return self.head(h.clamp(min=-9.0, max=None if h.shape[1] == 8 else 0.0))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_itself(number: float) -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.b(net.a(x).relu()) + torch.where(net.w > 0, number, net.w).isnan().sum() * 0.0
+
+    model = Net(run, a=nn.Linear(4, 32), b=nn.Linear(32, 2), w=nn.Parameter(torch.eye(3)))
+    assert hfp.trace(model, torch.randn(3, 4)).channels == 32
 
 
 def test_a_number_instead_of_none_is_another_number() -> None:
