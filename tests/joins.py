@@ -186,7 +186,7 @@ def groups_of_the_input() -> Net:
     return Net(lambda net, x: net.b(net.a(x)), a=conv(3, 12, groups=3), b=conv(12, 4))
 
 
-@specimen({places("b", "c.weight/1"): 6})
+@specimen({places("b", "c.weight/1"): 6}, pinned={"a.weight": "in a grouped convolution that reads"})
 def a_filter_for_each_channel_of_the_input() -> Net:
     """Depthwise on the image: nothing of that can go."""
     return Net(lambda net, x: net.c(net.b(net.a(x))), a=conv(3, 3, groups=3), b=conv(3, 6), c=conv(6, 4))

@@ -175,8 +175,8 @@ def _note_unused(subject: Subject, ledger: Ledger, steps: list[Step]) -> None:
         shown = ", ".join(idle[:SHOWN]) + (f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else "")
         ledger.notes.append(
             f"{shown} did not run on the example inputs: what they do to channels is not known, and a cut network may "
-            "fail where they run; give inputs that use them (a weight that the forward takes from a plain list or dict is "
-            "not seen to be used: take it from the module)"
+            "fail where they run; give inputs that use them (weights that the forward takes from a plain list or dict "
+            "are not seen to be used: take them from the module)"
         )
 
 
