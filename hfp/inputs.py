@@ -124,7 +124,9 @@ def example_for(description: Mapping[str, Any], model: nn.Module) -> Arguments:
 
 
 def batched(inputs: Arguments, size: int) -> Arguments | None:
-    """The first example of the inputs, `size` times; None unless all tensors among them are for as many examples.
+    """The first example of the inputs, `size` times.
+
+    Where not all tensors among them are for equally many examples (a list of pictures, say): None, for one themselves.
 
     >>> batched(((torch.tensor([[1, 2], [3, 4]]),), {}), 3)
     ((tensor([[1, 2],
@@ -134,7 +136,7 @@ def batched(inputs: Arguments, size: int) -> Arguments | None:
     lengths = {len(leaf) if leaf.dim() else 0 for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
     lists = any(isinstance(value, (list, tuple)) for value in (*inputs[0], *inputs[1].values()))
     if len(lengths) != 1 or 0 in lengths or lists:
-        return None
+        return inputs if size == 1 else None
     args, kwargs = tree_map(lambda x: torch.cat([x[:1]] * size) if isinstance(x, Tensor) else x, inputs)
     return args, kwargs
 

@@ -79,8 +79,6 @@ def weights_size(net: nn.Module) -> int:
 def latency(nets: tuple[nn.Module, ...], given: Arguments, batch: int) -> Pair | None:
     """Median milliseconds of a pass on the CPU, side by side; None where the inputs are not for one example each."""
     inputs = batched(given, batch)
-    if inputs is None and batch == 1:
-        inputs = given  # a list of pictures, say
     if inputs is None:
         return None
     try:

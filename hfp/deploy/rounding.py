@@ -73,8 +73,6 @@ def measured(nets: Mapping[int, Callable[..., Any]], example: Arguments, batch: 
         ValueError: they do not run on so many examples.
     """
     given = inputs.batched(example, batch)
-    if given is None and batch == 1:
-        given = example  # a list of pictures, say
     try:
         if given is None:
             raise ValueError("the example inputs are not for one example each")
