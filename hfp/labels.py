@@ -252,8 +252,10 @@ class Ledger:
 
     def _factor(self, rows: Tensor) -> Tensor:
         """Ids for the places of `rows` of ids: the same where the row is the same (heads, once for each example)."""
+        if len(rows[:, 0].unique()) == len(rows):
+            return self.fresh(len(rows))
         distinct, kind = unique_rows(rows)
-        return self.fresh(len(rows)) if len(distinct) == len(rows) else self.fresh(len(distinct))[kind]
+        return self.fresh(len(distinct))[kind]
 
     def merge(self, factors: Sequence[Tensor]) -> Tensor:
         """(n,) the ids of an axis on which several vectors (n,) of ids have come to lie."""
