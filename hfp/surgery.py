@@ -201,7 +201,7 @@ def _set_widths(module: nn.Module, own: Own) -> None:
             for attribute, length in zip(attributes.split(), tensor.shape, strict=False):
                 if attribute != "_":
                     setattr(module, attribute, length)
-    weight = of("weight")
+    weight = of("weight") if isinstance(module, (_ConvNd, nn.LayerNorm, nn.RMSNorm)) else None
     if isinstance(module, _ConvNd) and weight is not None:
         narrow, wide = weight.shape[1] * module.groups, weight.shape[0]
         module.in_channels, module.out_channels = (wide, narrow) if module.transposed else (narrow, wide)

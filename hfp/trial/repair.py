@@ -135,8 +135,8 @@ class Repairs:
         kept, used = {repair.key() for repair in self.kept}, set()
         told = self.refused | {r.attribute for r in self.kept if r.sure and r.attribute is not None}
         chosen: dict[tuple[Any, ...], tuple[Misfit, Repair]] = {}
+        setting: set[Attribute | None] = set()
         for misfit in sorted(found, key=lambda misfit: len(_reckoned_from(misfit))):
-            setting = {repair.attribute for _, repair in chosen.values() if repair.sure}
             if not setting.isdisjoint(_reckoned_from(misfit)):
                 continue  # it may be right as soon as these are
             left = (r for r in self.left[misfit.key] if r.sure or r.attribute is None or r.attribute not in told)
@@ -144,6 +144,7 @@ class Repairs:
             if repair is not None and repair.key() not in used:  # else wait for what it does for another misfit
                 used.add(repair.key())
                 chosen[misfit.key] = misfit, repair
+                setting |= {repair.attribute} if repair.sure else set()
                 self.kept = [other for other in self.kept if not _same_scaling(other, repair)]
         return chosen
 
@@ -289,12 +290,12 @@ class Repairs:
     def _made_of(self, number: Reckoned, misfit: Misfit, table: ChannelTable) -> Iterator[Repair]:
         """The axes that one of the attributes may count of which a number is made."""
         known = {repair.attribute: repair.ids for repair in self.kept}
+        # What an axis has several times over (`batch * heads`) is counted once.
+        once = () if misfit.extent is None else (misfit.extent.ids.unique(),)
         for path, name in number.of:
             value = get_size(self.modules[path], name)
             if (path, name) in known and misfit.extent is not None:
                 yield from _multiples(misfit.extent.ids, known[path, name])
-            # What an axis has several times over (`batch * heads`) is counted once.
-            once = () if misfit.extent is None else (misfit.extent.ids.unique(),)
             for ids in (*once, *misfit.touched, *self._seen_in(misfit.place.module, table)):
                 if len(ids) == value and (path, name) not in known:
                     yield Repair(ids, (path, name))

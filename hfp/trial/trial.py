@@ -351,8 +351,10 @@ class _Trial:
 
 def _same_numbers(found: Sequence[Any], dense: Sequence[Any]) -> bool:
     """Whether they are, as far as they are known: a tensor may hold a number only where one element of it is left."""
-    pairs = zip_longest(found, dense)
-    return all(UNKNOWN in pair or a == b or (a != a and b != b) for pair in pairs for a, b in [pair])  # NaN is NaN
+    return all(
+        UNKNOWN in (a, b) or a == b or (a != a and b != b)  # NaN is NaN
+        for a, b in zip_longest(found, dense)
+    )
 
 
 def _operator(step: Step) -> str:
