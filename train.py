@@ -29,7 +29,7 @@ from hfp.experiment.floor import Floor
 from hfp.experiment.lab import Lab, batches, fit, live_counts, place, snapshot
 from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import Config, open_run
-from hfp.ptflops_check import measured
+from hfp.proof.ptflops_check import measured
 
 Pruned = tuple[hfp.GatedModel | None, torch.optim.Optimizer | None]
 PrunePhase = Callable[[Lab, nn.Module], Pruned]

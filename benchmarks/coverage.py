@@ -44,10 +44,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hfp import trace
-from hfp.as_trained import randomise, settle
 from hfp.channels import ChannelTable
-from hfp.inputs import placed
-from hfp.surgery import compact
+from hfp.cutting.surgery import compact
+from hfp.model.inputs import placed
+from hfp.proof.as_trained import randomise, settle
 
 DENSITIES = (0.2, 0.5, 0.8)
 TOLERANCE = 1e-5

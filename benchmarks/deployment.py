@@ -37,9 +37,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hfp import catalogue, checkpoint, compact, outputs, program
+from hfp import catalogue, checkpoint, compact, program
 from hfp.deploy import formats
 from hfp.deploy.origin import Outcome
+from hfp.model import outputs
 
 NETWORKS = (
     "resnet50", "vgg16_bn", "resnet18", "mobilenet_v2", "densenet121",

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.testing._internal.common_methods_invocations import op_db
 
 import hfp
-from hfp.chance import NoChance
-from hfp.source import first_line
-from hfp.verify import random_keeps
+from hfp.model.chance import NoChance
+from hfp.model.source import first_line
+from hfp.proof.verify import random_keeps
 
 MOST = 12
 """Places in which one operator is tried."""

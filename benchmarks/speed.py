@@ -33,8 +33,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfp
+from hfp.cutting.surgery import compact
 from hfp.methods.magnitude import relative_magnitude
-from hfp.surgery import compact
 from hfp.threshold import smallest, threshold
 
 SHARE = 0.5  # of the multiply-adds for hfp; of the channels for Torch-Pruning, which knows no other target

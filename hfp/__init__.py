@@ -4,9 +4,9 @@ from hfp.channels import ChannelTable
 from hfp.checkpoint import load, save
 from hfp.gated import GatedModel
 from hfp.methods import Method
+from hfp.proof.verify import Disagreement, verify
 from hfp.rules.own import OwnCall, rule
 from hfp.trace import trace
-from hfp.verify import Disagreement, verify
 from hfp.wrap import wrap
 
 __all__ = [

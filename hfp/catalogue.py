@@ -19,8 +19,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from hfp.inputs import arguments
-from hfp.source import first_line
+from hfp.model.inputs import arguments
+from hfp.model.source import first_line
 
 Shape = tuple[int, ...]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from hfp.cost import Cost, Factor, build
 from hfp.groups import Group, grouped
 from hfp.labels import FIXED, NO_IDS, Ledger, Place, extended, prunable, unique_rows
-from hfp.names import Names
+from hfp.model.names import Names
 from hfp.resolve import Numbering, resolve
 from hfp.tracing.operands import Operand, with_periods
 
@@ -61,7 +61,7 @@ class ChannelTable:
     written: frozenset[str]
     """Names of the tensors that a forward writes to: statistics, caches, weights that are clipped there."""
     inputs: dict[str, Any]
-    """Description of the example inputs, see `hfp.inputs`."""
+    """Description of the example inputs, see `hfp.model.inputs`."""
     channel_of: Tensor
     """Id in the ledger -> channel number."""
 

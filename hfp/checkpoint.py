@@ -22,11 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp import files, inputs, program, surgery
-from hfp.ambient import plainly
+from hfp import files, program
 from hfp.channels import ChannelTable
-from hfp.copies import copied
-from hfp.places import are_places, keep_at
+from hfp.cutting import surgery
+from hfp.cutting.places import are_places, keep_at
+from hfp.model import inputs
+from hfp.model.ambient import plainly
+from hfp.model.copies import copied
 from hfp.trace import trace
 
 

@@ -26,7 +26,7 @@ from hfp.deploy.origin import ONE_SHOT, USUAL, Outcome, Wanted, compact
 from hfp.experiment.options import amount, whole
 from hfp.files import flush_folder
 from hfp.inspect import shape_and_dtype
-from hfp.verify import Disagreement
+from hfp.proof.verify import Disagreement
 
 TOLERANCE = 1e-5  # relative, in float32: gated and compact networks add up the same products in another order
 AUTO = "auto"

@@ -15,8 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hfp.ambient import plainly
 from hfp.labels import Place
+from hfp.model.ambient import plainly
 from hfp.threshold import smallest
 
 if TYPE_CHECKING:

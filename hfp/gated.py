@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp import carry, gates, inputs, surgery
-from hfp.ambient import plainly
+from hfp import gates
 from hfp.budget import Budget
 from hfp.channels import ChannelTable
+from hfp.cutting import carry, surgery
+from hfp.cutting.places import places_of
 from hfp.kept import Kept
 from hfp.methods.method import Method
-from hfp.places import places_of
+from hfp.model import inputs
+from hfp.model.ambient import plainly
+from hfp.proof.verify import Proof
 from hfp.threshold import smallest, threshold
-from hfp.verify import Proof
 
 STOPPED = 2**62  # in place of the number of steps taken; an average of both is still more steps than anybody takes
 SURELY_TRAINED = 32  # steps after which gates that an optimizer has should have changed
@@ -243,7 +245,7 @@ class GatedModel(nn.Module):
 
         Before the end of the schedule channels are cut to the target with what is known of them by then, unless the
         schedule was stopped. `optimizer`, its `scheduler` and `ema`, such as an AveragedModel, or lists of them, are
-        changed in place, to train on with the compact network as if nothing had happened: see `hfp.carry`.
+        changed in place, to train on with the compact network as if nothing had happened: see `hfp.cutting.carry`.
 
         `hfp.Disagreement`, a RuntimeError that names the channel groups to blame, if the compact network computes
         something else. ValueError for an optimizer, scheduler or average that cannot be carried over.

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hfp.channels import ChannelTable
-from hfp.eager import eagerly
 from hfp.labels import NO_IDS, extended
-from hfp.names import Names, tensor_of
+from hfp.model.eager import eagerly
+from hfp.model.names import Names, tensor_of
 from hfp.recompute import recomputed
 from hfp.tracing.opened import opened
 from hfp.tracing.operands import hide, settled

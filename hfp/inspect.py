@@ -20,12 +20,12 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from hfp import catalogue
-from hfp.as_trained import randomise, settle
 from hfp.channels import ChannelTable
 from hfp.explain import table_data
-from hfp.inputs import arguments
+from hfp.model.inputs import arguments
+from hfp.proof.as_trained import randomise, settle
+from hfp.proof.verify import Disagreement, verify
 from hfp.trace import trace
-from hfp.verify import Disagreement, verify
 
 CUTS = 3
 
@@ -85,7 +85,7 @@ def inspect(name: str, inputs: Sequence[tuple[catalogue.Shape, torch.dtype]], ch
 
 
 def shapes_of(inputs: dict[str, Any]) -> str:
-    """`1 x 3 x 224 x 224`, for every input of a description (see `hfp.inputs.describe`)."""
+    """`1 x 3 x 224 x 224`, for every input of a description (see `hfp.model.inputs.describe`)."""
     tensors = tree_leaves(inputs, is_leaf=lambda entry: isinstance(entry, dict) and "shape" in entry)
     return ", ".join(" x ".join(map(str, each["shape"])) for each in tensors)
 

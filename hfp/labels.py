@@ -1,6 +1,6 @@
 """Labels: which channel every index of a tensor's axes belongs to, and what a run says of them.
 
-Each dim of each tensor that a model keeps (see `hfp.names`) gets one integer id per index, so that a convolution
+Each dim of each tensor that a model keeps (see `hfp.model.names`) gets one integer id per index, so that a convolution
 weight of shape (O, I, 3, 3) holds O + I + 3 + 3 ids. The ids travel with the values: every axis of an activation has a
 vector of ids, or None where nothing on it can be removed. What operators do to labels is said in `hfp.rules`; what they
 find out (these ids are one channel, that id must stay) is written down in a `Ledger`.

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from hfp.inputs import Arguments, batched
-from hfp.source import first_line
+from hfp.model.inputs import Arguments, batched
+from hfp.model.source import first_line
 
 SUFFIX = ".pt2"
 HEADER = "hfp.json"

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfp.ambient import plainly
 from hfp.channels import ChannelTable, build_table
-from hfp.copies import uncollected
-from hfp.inputs import arguments, describe
 from hfp.labels import Ledger, Place
-from hfp.names import Names
+from hfp.model.ambient import plainly
+from hfp.model.copies import uncollected
+from hfp.model.inputs import arguments, describe
+from hfp.model.names import Names
+from hfp.model.turns import one_at_a_time
 from hfp.tracing.play import Subject
 from hfp.tracing.run import run
 from hfp.trial.misfit import Pins
 from hfp.trial.repair import Repairs
 from hfp.trial.trial import misfits
-from hfp.turns import one_at_a_time
 
 Ignored = Iterable[str | nn.Module] | str | nn.Module | None
 

@@ -8,15 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from hfp import inputs, methods, ptflops_check, surgery
-from hfp.ambient import plainly
+from hfp import methods
 from hfp.budget import Budget, Target, absolute
 from hfp.channels import ChannelTable
+from hfp.cutting import surgery
 from hfp.gated import GatedModel
 from hfp.methods.method import Method
+from hfp.model import inputs
+from hfp.model.ambient import plainly
+from hfp.proof import ptflops_check
+from hfp.proof.verify import random_keeps
 from hfp.threshold import smallest
 from hfp.trace import Ignored, ignored_modules, trace
-from hfp.verify import random_keeps
 
 CUTS, MANY_CUTS = 2, 5  # random cuts that `wrap` tries by default, and where it is told to verify
 VERIFIED_BY_DEFAULT = 50_000_000  # parameters up to which `wrap` proves on real numbers that gating equals removing

@@ -20,7 +20,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from hfp.inputs import Arguments
+from hfp.model.inputs import Arguments
 
 WIDTH, CLASSES, KEYPOINTS, SIZE, FOUND = 16, 5, 3, 64, 8
 NEAR = (1000.0, 1000.0, 1000.0, 1000.0)

@@ -22,7 +22,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.swin_transformer import SwinTransformer
 
 import hfp
-from hfp.inputs import Arguments
+from hfp.model.inputs import Arguments
 
 
 @dataclass(frozen=True)

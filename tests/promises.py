@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hfp import gates
 from hfp.channels import ChannelTable
-from hfp.inputs import Arguments
-from hfp.surgery import compact
+from hfp.cutting.surgery import compact
+from hfp.model.inputs import Arguments
 
 
 class Gated(nn.Module):

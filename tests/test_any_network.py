@@ -20,8 +20,8 @@ from recurrent import RECURRENT
 from specimen import Specimen
 
 from hfp import trace
-from hfp.inputs import arguments
-from hfp.names import Names
+from hfp.model.inputs import arguments
+from hfp.model.names import Names
 
 ALL = {**ATTENTION, **CONSTANTS, **GRADIENTS, **GRAPHS, **LAYERS, **NORMALISERS, **PAIRS, **RECURRENT, **REARRANGED}
 WHOLE = {

@@ -12,7 +12,7 @@ from zoo import ZOO
 import models
 from hfp import trace
 from hfp.channels import ChannelTable
-from hfp.surgery import compact
+from hfp.cutting.surgery import compact
 from hfp.trial.keeps import smallest_cut
 
 

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import hfp
-from hfp import checkpoint, files, surgery, trace
+from hfp import checkpoint, files, trace
+from hfp.cutting import surgery
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 FILES = Path(__file__).parent / "files"

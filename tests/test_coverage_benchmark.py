@@ -20,7 +20,7 @@ from double import doubled
 from torch import Tensor, nn
 
 import hfp
-import hfp.surgery
+import hfp.cutting.surgery
 
 coverage: Any = importlib.import_module("coverage")
 networks: Any = importlib.import_module("networks")
@@ -65,7 +65,7 @@ def fill_memory(*_: Any) -> None:
     del kept
 
 
-COMPACT = hfp.surgery.compact
+COMPACT = hfp.cutting.surgery.compact
 
 
 def shifted(model: nn.Module, table: Any, keep: Tensor) -> nn.Module:

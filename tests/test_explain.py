@@ -20,8 +20,8 @@ from zoo import ZOO
 import hfp
 import models
 from hfp import trace
+from hfp.cutting.surgery import compact
 from hfp.explain import PLAIN_WIDTH, SHOWN_ROWS, _few, folded, table_data, table_text
-from hfp.surgery import compact
 from hfp.trial.keeps import smallest_cut
 
 

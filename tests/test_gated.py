@@ -16,7 +16,8 @@ from torch.optim import swa_utils
 
 import hfp
 import models
-from hfp import inputs, surgery
+from hfp.cutting import surgery
+from hfp.model import inputs
 
 # ---------------------------------------------------------------------------------------------- training
 

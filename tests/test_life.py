@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hfp
-from hfp.inputs import Arguments
+from hfp.model.inputs import Arguments
 
 STEPS = 6
 TESTS = Path(__file__).parent

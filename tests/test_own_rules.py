@@ -250,7 +250,7 @@ def test_compacted_computes_what_gated_does(name: str) -> None:
             continue
         with pytest.raises(AssertionError):  # the products in numpy are not seen by PyTorch's counter
             check_cut(model, table, keep, ((X,), {}), 1e-10)
-        small = hfp.surgery.compact(model, table, keep)
+        small = hfp.cutting.surgery.compact(model, table, keep)
         numpy = len(X) * small.mid.weight.numel()
         macs, params = measured(small, ((X,), {}))
         assert predicted(table, keep) == (macs + numpy, params)

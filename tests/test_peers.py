@@ -15,7 +15,7 @@ from torch import nn
 import hfp
 import models
 import train
-from hfp import surgery
+from hfp.cutting import surgery
 from hfp.deploy import comparison
 from hfp.experiment import data, lab
 from hfp.experiment.run import RunFolder

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hfp import trace
 from hfp.channels import ChannelTable
-from hfp.surgery import compact
+from hfp.cutting.surgery import compact
 
 X = torch.rand(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

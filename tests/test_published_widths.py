@@ -8,7 +8,7 @@ import torchvision
 from promises import measured
 
 import hfp
-from hfp.surgery import compact
+from hfp.cutting.surgery import compact
 
 # Stem, then conv1, conv2, conv3 of every block (Salama et al., arXiv 1912.00200, the authors' own files).
 REMOVED_30 = """63 59,56,199 60,64,199 64,64,199 128,128,353 62,76,353 128,128,353 128,128,353 256,251,918 205,211,918

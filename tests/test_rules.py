@@ -14,8 +14,8 @@ from zoo import ZOO
 
 from hfp import trace
 from hfp.channels import ChannelTable
-from hfp.inputs import arguments
-from hfp.surgery import compact
+from hfp.cutting.surgery import compact
+from hfp.model.inputs import arguments
 
 ALL = {**ZOO, **TRAPS}
 OUTPUT = "is an output of the network"

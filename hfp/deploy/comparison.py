@@ -14,12 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hfp import checkpoint
-from hfp.copies import copied
 from hfp.deploy.origin import Outcome
 from hfp.experiment import loop
 from hfp.explain import PLAIN_WIDTH
-from hfp.inputs import Arguments, batched
-from hfp.ptflops_check import measured
+from hfp.model.copies import copied
+from hfp.model.inputs import Arguments, batched
+from hfp.proof.ptflops_check import measured
 from hfp.rules.mixers import GROUPED
 
 Pair = list[float | None]

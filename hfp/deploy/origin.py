@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfp import catalogue, checkpoint, files, inputs, methods, outputs
+from hfp import catalogue, checkpoint, files, methods
 from hfp.budget import Target
 from hfp.deploy import foreign
 from hfp.deploy.recut import recut
 from hfp.experiment.run import PHASES
 from hfp.gated import GatedModel
-from hfp.inputs import Arguments
 from hfp.methods.method import at_once
-from hfp.verify import Unsuited, suited
+from hfp.model import inputs, outputs
+from hfp.model.inputs import Arguments
+from hfp.proof.verify import Unsuited, suited
 from hfp.wrap import wrap
 
 BUILD = {

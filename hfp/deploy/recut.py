@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp import checkpoint, inputs, surgery
+from hfp import checkpoint
 from hfp.budget import Target, absolute
 from hfp.channels import ChannelTable
+from hfp.cutting import surgery
+from hfp.cutting.places import places_of
 from hfp.gated import GatedModel
 from hfp.labels import FIXED
-from hfp.places import places_of
+from hfp.model import inputs
 from hfp.threshold import threshold
 from hfp.trace import trace
 from hfp.wrap import wrap

@@ -11,10 +11,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hfp import checkpoint, inputs
+from hfp import checkpoint
 from hfp.deploy.origin import Outcome
 from hfp.experiment import loop
-from hfp.inputs import Arguments
+from hfp.model import inputs
+from hfp.model.inputs import Arguments
 
 ROUNDINGS = (1, 4, 8, 16, 32)
 LOSS = 0.1

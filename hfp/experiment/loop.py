@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfp.inputs import Arguments, placed
+from hfp.model.inputs import Arguments, placed
 
 AUXILIARY_WEIGHT = 0.3
 """Weight of an auxiliary head's loss, as GoogLeNet's authors have it (Szegedy et al., 2015, section 5)."""
@@ -215,7 +215,7 @@ def latency(
 ) -> dict[str, float]:
     """Median milliseconds of one CPU forward pass of each network, measured side by side, as `turns` does.
 
-    `x`: images (B, C, H, W), or positional and keyword arguments as `hfp.inputs` has them. Copies are measured: the
+    `x`: images (B, C, H, W), or positional and keyword arguments as in `hfp.model.inputs`. Copies are measured: the
     networks stay as they are.
     """
     args = placed(((x,), {}) if isinstance(x, Tensor) else x, torch.device("cpu"))

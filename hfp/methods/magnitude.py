@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from hfp.channels import ChannelTable
-from hfp.chunks import rows_at_hand
+from hfp.cutting.chunks import rows_at_hand
 from hfp.groups import with_products
 from hfp.labels import FIXED, prunable
 from hfp.methods.method import Method, at_once
-from hfp.names import Names
+from hfp.model.names import Names
 
 if TYPE_CHECKING:
     from hfp.gated import GatedModel

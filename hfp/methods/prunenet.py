@@ -31,7 +31,7 @@ from hfp.groups import with_products
 from hfp.labels import FIXED
 from hfp.methods.magnitude import learned, relative
 from hfp.methods.method import Method, after
-from hfp.names import tensor_of
+from hfp.model.names import tensor_of
 
 if TYPE_CHECKING:
     from hfp.gated import GatedModel

@@ -20,7 +20,7 @@ from hfp.channels import ChannelTable
 from hfp.labels import FIXED, prunable
 from hfp.methods.magnitude import channel_means, relative_magnitude
 from hfp.methods.method import Method, after
-from hfp.names import Names
+from hfp.model.names import Names
 
 if TYPE_CHECKING:
     from hfp.gated import GatedModel

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from hfp.chance import forked
 from hfp.labels import ANY, Labels, Ledger
+from hfp.model.chance import forked
 from hfp.rules.call import Call, labelled, tensors_in, unknown
 from hfp.rules.pointwise import along
 

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hfp.attention import scaled_scores
 from hfp.labels import Ask
+from hfp.model.source import is_own, source_line
 from hfp.rules.call import values_in
 from hfp.rules.own import Whole
-from hfp.source import is_own, source_line
 from hfp.tracing.numbers import MAKERS
 from hfp.tracing.opened import attention, opened, unscaled_scores
 from hfp.tracing.operands import Operand, find

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from hfp.chance import forked
 from hfp.labels import Labels
+from hfp.model.chance import forked
 from hfp.tracing.functions import Functions
 from hfp.tracing.preserved import preserved
 from hfp.tracing.watcher import Watcher

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hfp.labels import Ledger, Pin, Place
-from hfp.names import Names
+from hfp.model.names import Names
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm)
 _BESIDE = "weight bias running_mean running_var".split()

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from hfp.ambient import as_set
-from hfp.chance import forked
-from hfp.eager import eagerly
-from hfp.inputs import Arguments, placed
 from hfp.labels import Place
-from hfp.names import Names
-from hfp.outputs import tensors_of
+from hfp.model.ambient import as_set
+from hfp.model.chance import forked
+from hfp.model.eager import eagerly
+from hfp.model.inputs import Arguments, placed
+from hfp.model.names import Names
+from hfp.model.outputs import tensors_of
 from hfp.rules.own import Whole, rule_of
 from hfp.tracing.functions import Functions
 from hfp.tracing.preserved import preserved, set_mode

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from hfp.ambient import as_set
-from hfp.chance import forked
-from hfp.eager import eagerly
-from hfp.inputs import placed, shape_of
 from hfp.labels import Labels, Ledger
+from hfp.model.ambient import as_set
+from hfp.model.chance import forked
+from hfp.model.eager import eagerly
+from hfp.model.inputs import placed, shape_of
+from hfp.model.source import caller, first_line, line_at
 from hfp.rules.own import OwnRuleError
-from hfp.source import caller, first_line, line_at
 from hfp.tracing.functions import Around, Functions
 from hfp.tracing.modes import Modes
 from hfp.tracing.numbering import numbered

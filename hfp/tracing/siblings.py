@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hfp.labels import NO_IDS, Ledger, Place
-from hfp.names import Names
+from hfp.model.names import Names
 from hfp.tracing.operands import Operand
 from hfp.tracing.watcher import Step
 

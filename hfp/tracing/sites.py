@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, TypeVar
 
-from hfp.source import caller, line_at
+from hfp.model.source import caller, line_at
 from hfp.tracing.operands import Operand
 from hfp.tracing.position import Site
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp.code import codes, functions_in
+from hfp.model.code import codes, functions_in
 from hfp.rules.mixers import MIXERS
 from hfp.rules.norms import NORMS
 from hfp.rules.pointwise import FACTORIES, POINTWISE
@@ -35,7 +35,7 @@ _RANKS = {"dim", "ndim", "ndimension", "get_device", "element_size", "itemsize",
 _WIDTHS = """in_channels out_channels in_features out_features num_features num_embeddings embedding_dim input_size
 normalized_shape num_channels num_parameters embed_dim head_dim in1_features in2_features"""
 WIDTHS = frozenset(_WIDTHS.split())
-"""Attributes in which modules of PyTorch keep sizes, see `hfp.surgery.resize`."""
+"""Attributes in which modules of PyTorch keep sizes, see `hfp.cutting.surgery.resize`."""
 
 
 def tells_size(function: str, out: Any) -> bool:

@@ -106,7 +106,7 @@ def sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
     follows = _follows(module)
     for name, value in vars(module).items():
         if (name.startswith("_") and not are_pairs(value)) or (follows and name in KNOWN):
-            continue  # `hfp.surgery` sees to what layers of PyTorch say of the parameters that they have
+            continue  # `hfp.cutting.surgery` sees to what layers of PyTorch say of the parameters that they have
         if type(value) is int:
             yield name, value
         else:

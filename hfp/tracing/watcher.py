@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from hfp.inputs import shape_of
 from hfp.labels import ANY, Labels, Ledger, Place, Term
+from hfp.model.inputs import shape_of
+from hfp.model.source import first_line, source_line
 from hfp.rules import RULES, Call, custom
 from hfp.rules.call import base_name, stays_whole, tensors_in, values_in
 from hfp.rules.mixers import MIXERS
@@ -27,7 +28,6 @@ from hfp.rules.norms import NORMS
 from hfp.rules.own import OWN, OwnRuleError, rule_of
 from hfp.rules.pointwise import FACTORIES, POINTWISE, UNIFORM
 from hfp.rules.reducers import REDUCERS
-from hfp.source import first_line, source_line
 from hfp.tracing.memory import Memory
 from hfp.tracing.numbers import Numbers
 from hfp.tracing.position import Position

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hfp.channels import ChannelTable
+from hfp.cutting.surgery import memory_format
 from hfp.labels import FIXED, Labels, Ledger, Place, prunable
-from hfp.surgery import memory_format
 
 
 class Cut:

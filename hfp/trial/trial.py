@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from hfp.channels import ChannelTable
+from hfp.cutting.surgery import resize
 from hfp.labels import ANY, Labels, Place
+from hfp.model.source import first_line, is_bug, line_of, module_of, source_line
 from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
-from hfp.source import first_line, is_bug, line_of, module_of, source_line
-from hfp.surgery import resize
 from hfp.tracing.attributes import get_size, set_size
 from hfp.tracing.functions import Functions
 from hfp.tracing.operands import Operand

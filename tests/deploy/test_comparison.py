@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import models
-from hfp import inputs
 from hfp.deploy import comparison
+from hfp.model import inputs
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_what_is_written_computes_the_same_for_a_batch(name: str, outcome: Outco
 def test_what_computes_something_else_does_not_stay(
     name: str, outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfp.outputs.difference", lambda *given: 1.0)
+    monkeypatch.setattr("hfp.model.outputs.difference", lambda *given: 1.0)
     with pytest.raises(ValueError, match="does not hold what was written to it: outputs differ by 1.0e"):
         formats.write(outcome, name, tmp_path / "small")
     assert not list(tmp_path.iterdir())

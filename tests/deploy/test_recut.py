@@ -12,10 +12,11 @@ from torch import nn
 
 import hfp
 import models
-from hfp import checkpoint, outputs
+from hfp import checkpoint
 from hfp.deploy.recut import recut, rounded
-from hfp.inputs import arguments
-from hfp.ptflops_check import measured
+from hfp.model import outputs
+from hfp.model.inputs import arguments
+from hfp.proof.ptflops_check import measured
 
 NETS: dict[str, tuple[Any, Any]] = {
     "lenet5": (lambda: models.build("lenet5"), torch.zeros(1, 1, 28, 28)),

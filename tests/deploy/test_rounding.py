@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import hfp
 from hfp.deploy import comparison, rounding
 from hfp.deploy.origin import Outcome
-from hfp.inputs import arguments
+from hfp.model.inputs import arguments
 
 
 class Slow(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from hfp.labels import Ledger
-from hfp.names import Names
+from hfp.model.names import Names
 from hfp.tracing.numbering import numbered
 
 

@@ -14,9 +14,9 @@ from specimen import Net, conv
 from torch import Tensor, nn
 
 from hfp import trace
+from hfp.cutting.surgery import compact
 from hfp.gates import Readers, gated_forward
 from hfp.labels import FIXED, Ask, Labels, Place
-from hfp.surgery import compact
 from hfp.tracing.operands import Operand, find, hide, with_periods
 from hfp.tracing.position import Site
 

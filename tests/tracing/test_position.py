@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.overrides import TorchFunctionMode
 
-from hfp.names import Names
+from hfp.model.names import Names
 from hfp.tracing.position import Position, Site
 
 X = torch.zeros(2, 4)

@@ -13,13 +13,13 @@ from torch.nn.functional import relu as relu_by_value
 
 import hfp
 import models
-from hfp import inputs
 from hfp.channels import ChannelTable
-from hfp.surgery import compact
+from hfp.cutting.surgery import compact
+from hfp.model import inputs
 from hfp.tracing.ptflops_count import FUNCTIONS
 
 ptflops = pytest.importorskip("ptflops")
-from hfp.ptflops_check import agree, measured  # noqa: E402
+from hfp.proof.ptflops_check import agree, measured  # noqa: E402
 
 trace = partial(hfp.trace, ptflops=True)
 

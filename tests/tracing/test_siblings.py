@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import hfp
 from hfp import trace
-from hfp.surgery import compact
+from hfp.cutting.surgery import compact
 
 
 def expert() -> nn.Module:

@@ -8,7 +8,7 @@ from promises import Gated, call, check_cut, random_keep, relative_difference
 from torch import Tensor, nn
 
 from hfp import trace
-from hfp.surgery import compact
+from hfp.cutting.surgery import compact
 
 
 class TwoExits(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hfp import trace
 from hfp.channels import ChannelTable
-from hfp.surgery import compact
+from hfp.cutting.surgery import compact
 
 X = torch.randn(2, 5, 8, dtype=torch.float64)
 

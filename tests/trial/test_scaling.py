@@ -14,7 +14,7 @@ from specimen import Net
 from torch import Tensor, nn
 
 import hfp
-from hfp.verify import random_keeps
+from hfp.proof.verify import random_keeps
 
 HEADS, DIM, STREAM = 4, 8, 24
 Form = Callable[[Any, Tensor, Tensor], Tensor]

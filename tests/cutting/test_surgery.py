@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import models
-from hfp import chunks, trace
+from hfp import trace
 from hfp.channels import ChannelTable
-from hfp.surgery import compact, sliced
+from hfp.cutting import chunks
+from hfp.cutting.surgery import compact, sliced
 
 X = torch.zeros(1, 3, 8, 8)
 

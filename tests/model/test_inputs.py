@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import hfp
-from hfp.inputs import arguments, describe, placed, rebuild, tells_values
+from hfp.model.inputs import arguments, describe, placed, rebuild, tells_values
 
 X, Y = torch.zeros(1, 3, 8, 8), torch.zeros(2, 5, dtype=torch.long)
 

@@ -13,7 +13,7 @@ from types import CodeType, FrameType
 import torch
 from torch import nn
 
-_OWN = f"{Path(__file__).parent}{os.sep}"
+_OWN = f"{Path(__file__).parent.parent}{os.sep}"  # the whole of hfp
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator: torchvision is another library
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hfp.ambient import as_set
-from hfp.chance import NoChance, forked
-from hfp.eager import eagerly
-from hfp.inputs import Arguments
+from hfp.model.ambient import as_set
+from hfp.model.chance import NoChance, forked
+from hfp.model.eager import eagerly
+from hfp.model.inputs import Arguments
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far outputs may differ for the order of summation, relative to the largest output; see `difference`."""

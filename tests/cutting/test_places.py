@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import hfp
-from hfp.places import are_places, keep_at, places_of
+from hfp.cutting.places import are_places, keep_at, places_of
 
 
 @pytest.mark.parametrize("name", ZOO)

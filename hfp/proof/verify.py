@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp import gates, gradients, outputs, surgery
-from hfp.ambient import plainly
+from hfp import gates
 from hfp.channels import ChannelTable
-from hfp.copies import shared_functions
+from hfp.cutting import surgery
 from hfp.explain import phrase
-from hfp.inputs import Arguments, arguments, home, placed, rebuild, tells_values
+from hfp.model import outputs
+from hfp.model.ambient import plainly
+from hfp.model.copies import shared_functions
+from hfp.model.inputs import Arguments, arguments, home, placed, rebuild, tells_values
+from hfp.model.source import first_line
+from hfp.proof import gradients
 from hfp.rules.own import OWN
-from hfp.source import first_line
 from hfp.tracing.preserved import preserved, set_mode
 from hfp.trial.keeps import random_part
 
@@ -191,7 +194,7 @@ class Proof:
         return found
 
     def compared_gradients(self, keep: Tensor) -> tuple[float, str]:
-        """The difference of what they would learn, see `hfp.gradients`."""
+        """The difference of what they would learn, see `hfp.proof.gradients`."""
         given = self.arguments if self.as_given else outputs.noisy(self.arguments)
         lives = surgery.lives_of(self.table, self.table.extended(keep))
         with self._both(keep) as (gated, small):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hfp
-from hfp import source
+from hfp.model import source
 
 
 def told(line: str) -> bool:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfp import surgery
-from hfp.ambient import as_set
-from hfp.chance import forked
 from hfp.channels import ChannelTable
-from hfp.inputs import Arguments, placed
-from hfp.turns import one_at_a_time
+from hfp.cutting import surgery
+from hfp.model.ambient import as_set
+from hfp.model.chance import forked
+from hfp.model.inputs import Arguments, placed
+from hfp.model.turns import one_at_a_time
 
 
 class _Call(nn.Module):
@@ -39,7 +39,7 @@ def measured(model: nn.Module, inputs: Arguments) -> int:
     >>> measured(model, ((torch.zeros(1, 3, 8, 8),), {}))  # 36 positions of 27 * 8, and 36 * 8 for bias, ReLU, F.relu
     8640
 
-    `inputs`: positional and keyword arguments, see `hfp.inputs.arguments`; they are taken to the device of the model.
+    `inputs`: as `hfp.model.inputs.arguments` gives them; they are taken to the device of the model.
     Raises ValueError where ptflops gives no number; ImportError without ptflops.
     """
     from ptflops import get_model_complexity_info

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfp.copies import copied, uncollected
+from hfp.model.copies import copied, uncollected
 
 
 class Holding(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hfp import trace
-from hfp.names import Names
+from hfp.model.names import Names
 
 
 def shared() -> nn.Module:

@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfp
-from hfp.eager import eagerly
+from hfp.model.eager import eagerly
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.compile, which has others in every version
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from hfp.code import codes, functions_in
+from hfp.model.code import codes, functions_in
 
 
 def plain() -> int:

@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler, swa_utils
 
 import hfp
 import models
-from hfp import surgery
+from hfp.cutting import surgery
 
 STEPS = 8  # of pruning
 MORE = 3  # steps, after it

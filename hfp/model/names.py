@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfp.code import codes, functions_in
+from hfp.model.code import codes, functions_in
 
 MOVES = frozenset({"to", "cuda", "cpu", "type_as"})
 """Methods of a tensor that give the same numbers elsewhere."""

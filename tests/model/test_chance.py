@@ -13,7 +13,7 @@ from specimen import Net
 from torch import Tensor, nn
 
 import hfp
-from hfp.chance import DRAWN, NoChance, forked
+from hfp.model.chance import DRAWN, NoChance, forked
 
 X = torch.randn(3, 8)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hfp
-from hfp.ptflops_check import agree
+from hfp.proof.ptflops_check import agree
 
 X = torch.zeros(2, 6)
 

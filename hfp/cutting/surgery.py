@@ -14,12 +14,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from hfp.attention import MultiheadAttention
 from hfp.channels import ChannelTable
-from hfp.chunks import rows_at_hand
-from hfp.computed import Own, compute, computed
-from hfp.copies import copied, uncollected
+from hfp.cutting.chunks import rows_at_hand
+from hfp.cutting.computed import Own, compute, computed
+from hfp.cutting.places import Places
 from hfp.labels import NO_IDS, prunable
-from hfp.names import Names
-from hfp.places import Places
+from hfp.model.copies import copied, uncollected
+from hfp.model.names import Names
 from hfp.tracing.attributes import set_size
 
 
@@ -32,7 +32,7 @@ class Record:
     fingerprint: str
     """Of the channel table of the dense model."""
     inputs: dict[str, Any]
-    """Description of the example inputs, see `hfp.inputs.describe`."""
+    """Description of the example inputs, see `hfp.model.inputs.describe`."""
     dense_macs: int
     dense_params: int
     macs: int

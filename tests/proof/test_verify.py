@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import hfp
+from hfp.proof.verify import Proof, random_keeps
 from hfp.rules import RULES
 from hfp.rules.movers import same
-from hfp.verify import Proof, random_keeps
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

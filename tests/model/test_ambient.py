@@ -11,8 +11,8 @@ import torchvision
 from torch import nn
 
 import hfp
-from hfp.ambient import as_set, plainly
 from hfp.methods import METHODS
+from hfp.model.ambient import as_set, plainly
 
 X = torch.randn(2, 3, 32, 32)
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hfp import surgery
 from hfp.channels import ChannelTable
-from hfp.names import Names
+from hfp.cutting import surgery
+from hfp.model.names import Names
 
 PER_GROUP = (
     "base_lrs",

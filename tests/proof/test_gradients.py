@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import hfp
-from hfp import outputs
-from hfp.verify import random_keeps
+from hfp.model import outputs
+from hfp.proof.verify import random_keeps
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from hfp import surgery
-from hfp.ambient import as_set
-from hfp.chance import NoChance, forked
-from hfp.eager import eagerly
-from hfp.inputs import Arguments
-from hfp.names import Names
-from hfp.outputs import real, tensors_of
-from hfp.source import first_line
+from hfp.cutting import surgery
+from hfp.model.ambient import as_set
+from hfp.model.chance import NoChance, forked
+from hfp.model.eager import eagerly
+from hfp.model.inputs import Arguments
+from hfp.model.names import Names
+from hfp.model.outputs import real, tensors_of
+from hfp.model.source import first_line
 
 SMALL = 1e-3  # of the largest gradient: what is smaller may be a zero, but for rounding
 

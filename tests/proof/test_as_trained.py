@@ -8,7 +8,7 @@ import itertools
 import torch
 from torch import nn
 
-from hfp.as_trained import randomise, settle
+from hfp.proof.as_trained import randomise, settle
 
 
 def test_weights_are_made_to_matter() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from zoo import ZOO
 
-from hfp.outputs import difference
+from hfp.model.outputs import difference
 
 X = torch.randn(2, 3, 8, 8)
 

@@ -1,0 +1,1 @@
+"""Gating is removing: held against numbers, gradients, and another counter."""
