@@ -9,8 +9,9 @@ lose the same channels. Which it is, is found by trying.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from hfp.trial.scaling import NOT_AT_ALL
 from hfp.trial.trial import asked_from, still_other
 
 MOST = 6  # repairs that are tried for one misfit
+Near = Callable[[str], list[Tensor]]
+"""A module's path -> the prunable axes of what is touched in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,11 @@ class Repairs:
         """What is to be tried again, one after the other, since of what was tried at once something ended the run."""
         self.earlier: set[tuple[Any, ...]] = set()
         """The keys of all misfits so far."""
+        self.sites: dict[bool, dict[Any, list[Site]]] = {mode: defaultdict(list) for mode in (False, True)}
+        """Training or not -> a place of the code -> the calls there, in their order."""
+        for mode, calls in seen.calls.items():
+            for site, called in calls.items():
+                self.sites[mode][_code(site, called)].append(site)
 
     def next(self, found: Sequence[Misfit], table: ChannelTable) -> bool:
         """Take note of what is still wrong, and choose what to try next. Whether there is anything to try."""
@@ -100,7 +108,8 @@ class Repairs:
         """For those of the misfits that are new, or of which another length was found since something else follows."""
         new = [misfit for misfit in found if _with_length(misfit) not in self.looked_at]
         # The same axis may be met in several ways; as different tries, they would use up the few that there are.
-        candidates = {m.key: list({r.key(): r for r in self._candidates(m, table)}.values()) for m in new}
+        near = cache(partial(self._seen_in, table))
+        candidates = {m.key: list({r.key(): r for r in self._candidates(m, table, near)}.values()) for m in new}
         unsure = [m.key for m in new if _asks_for_a_guess(m) and not any(repair.sure for repair in candidates[m.key])]
         informed = self._informed({key: candidates[key] for key in unsure}, table)
         scalings = {m.key: [Repair(scaling.channels, scaling=scaling) for scaling in m.scalings] for m in new}
@@ -249,32 +258,28 @@ class Repairs:
 
     def _in_both_modes(self, operand: Operand) -> Iterator[Operand]:
         """The same for the same place of the code in the other mode."""
-        own = self.seen.calls[operand.training]
         operand = replace(operand, calls=self.seen.entered[operand.training][operand.site.inside])
         yield operand
         if (not operand.training) not in self.seen.calls:
             yield replace(operand, training=not operand.training)
             return
-
-        def alike(calls: dict[Site, Called]) -> list[Site]:
-            here = operand.site._replace(number=0), own[operand.site].caller
-            return [site for site, called in calls.items() if (site._replace(number=0), called.caller) == here]
-
-        others, rank = alike(self.seen.calls[not operand.training]), alike(own).index(operand.site)
+        here = _code(operand.site, self.seen.calls[operand.training][operand.site])
+        others = self.sites[not operand.training][here]
+        rank = self.sites[operand.training][here].index(operand.site)
         if rank < len(others):
             calls = self.seen.entered[not operand.training][others[rank].inside]
             yield replace(operand, site=others[rank], training=not operand.training, calls=calls)
 
-    def _candidates(self, misfit: Misfit, table: ChannelTable) -> Iterator[Repair]:
+    def _candidates(self, misfit: Misfit, table: ChannelTable, near: Near) -> Iterator[Repair]:
         extent = misfit.extent
         if extent is None:
-            for ids in (*misfit.touched, *self._seen_in(misfit.place.module, table)):
+            for ids in (*misfit.touched, *near(misfit.place.module)):
                 yield from self._attributes(misfit.place.module, ids)
         elif isinstance(extent.found, Told) and extent.found.of:
             yield Repair(extent.ids, extent.found.of[0], sure=True)
         elif extent.found == extent.dense:
             if isinstance(extent.found, Reckoned):
-                yield from self._made_of(extent.found, misfit, table)
+                yield from self._made_of(extent.found, misfit, near)
             yield from self._attributes(misfit.place.module, extent.ids)
         else:
             for repair in self.kept:  # an attribute that was changed is asked for here as well
@@ -285,9 +290,9 @@ class Repairs:
                     yield Repair(extent.ids, repair.attribute, sure=True)
             yield from (Repair(extent.ids, others=others) for others in extent.followed)
             if isinstance(extent.found, Reckoned):
-                yield from self._made_of(extent.found, misfit, table)
+                yield from self._made_of(extent.found, misfit, near)
 
-    def _made_of(self, number: Reckoned, misfit: Misfit, table: ChannelTable) -> Iterator[Repair]:
+    def _made_of(self, number: Reckoned, misfit: Misfit, near: Near) -> Iterator[Repair]:
         """The axes that one of the attributes may count of which a number is made."""
         known = {repair.attribute: repair.ids for repair in self.kept}
         # What an axis has several times over (`batch * heads`) is counted once.
@@ -296,7 +301,7 @@ class Repairs:
             value = get_size(self.modules[path], name)
             if (path, name) in known and misfit.extent is not None:
                 yield from _multiples(misfit.extent.ids, known[path, name])
-            for ids in (*once, *misfit.touched, *self._seen_in(misfit.place.module, table)):
+            for ids in (*once, *misfit.touched, *near(misfit.place.module)):
                 if len(ids) == value and (path, name) not in known:
                     yield Repair(ids, (path, name))
                 elif len(ids) == value:
@@ -313,7 +318,7 @@ class Repairs:
                 return
             path = path.rpartition(".")[0]
 
-    def _seen_in(self, path: str, table: ChannelTable) -> list[Tensor]:
+    def _seen_in(self, table: ChannelTable, path: str) -> list[Tensor]:
         """The prunable axes of what the operators of a module touch, the last first."""
         found: list[Tensor] = []
         known: set[tuple[int, ...]] = set()
@@ -326,6 +331,11 @@ class Repairs:
                         known.add(key)
                         found.append(ids)
         return found
+
+
+def _code(site: Site, called: Called) -> tuple[Site, Any]:
+    """The place of the code that makes a call, which may come by again."""
+    return site._replace(number=0), called.caller
 
 
 def _modules_of(repairs: Iterable[Repair]) -> list[tuple[str, set[str]]]:

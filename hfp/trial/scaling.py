@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -46,27 +47,42 @@ def is_followed(step: Step, dense: Step, scaling: Operand, cut: Cut) -> bool:
     return found is not None and math.isclose(found, share**scaling.power, rel_tol=EXACT)
 
 
+class Lengths:
+    """The lengths that the steps of a dense run have met, those met last first."""
+
+    def __init__(self, steps: Sequence[Step], cut: Cut) -> None:
+        self.steps, self.cut = steps, cut
+        self.read = 0
+        self.met: dict[bytes, Tensor] = {}  # by their channels: what is tied is one length, however often it is met
+
+    def until(self, at: int) -> list[Tensor]:
+        """In the steps before `at`, which is not to fall from call to call; as many as are looked at."""
+        for step in self.steps[self.read : at]:
+            for ids in reversed(step.touched):
+                key = self.cut.key(ids)
+                self.met.pop(key, None)
+                self.met[key] = ids
+        self.read = max(self.read, at)
+        return list(islice(reversed(self.met.values()), MANY))
+
+
 def candidates(
-    step: Step, before: Sequence[Step], site: Site, arguments: Iterable[Any], training: bool, cut: Cut
+    step: Step, dense: Step, lengths: Iterable[Tensor], site: Site, arguments: Iterable[Any], training: bool, cut: Cut
 ) -> tuple[Operand, ...]:
     """How the gated network would have to scale: by which of the lengths met last, and in what power.
 
-    `before`: the steps of the dense run, the last of them that of `step`; `arguments`: of the function at `site`.
+    `dense`: what `step` was in the dense run; `arguments`: of the function at `site`.
     """
-    found = ratio(step, before[-1])
+    found = ratio(step, dense)
     tensors = (n for n, x in enumerate(arguments) if isinstance(x, Tensor) and x.is_floating_point())
     tensor = next(tensors, None)
     if found is None or tensor is None or site.function not in FACTORS:
         return ()
     if math.isclose(found, 1.0, rel_tol=EXACT):  # it was scaled for an attribute that is no longer changed
         return (Operand(site, training, tensor, 0, step.touched[0][:0], "power", NOT_AT_ALL),)
-    known: dict[bytes, Tensor] = {}  # by their channels: what is tied is one length, however often it is met
-    for dense in reversed(before):
-        for ids in dense.touched if len(known) < MANY else ():
-            known.setdefault(cut.key(ids), ids)
     return tuple(
         Operand(site, training, tensor, 0, ids, "power", power)
-        for ids in known.values()
+        for ids in lengths
         for power in POWERS
         if math.isclose(found, (cut.length(ids) / len(ids)) ** power, rel_tol=EXACT)
     )

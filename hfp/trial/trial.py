@@ -135,6 +135,7 @@ class _Trial:
         self.astray: tuple[str, Sequence[Extent]] | None = None
         self.found: list[Misfit] = []
         self.blame = Blame(cut, self.dense, seen.ledger.constants)
+        self.lengths = scaling.Lengths(self.dense, cut)
 
     def run(self) -> list[Misfit]:
         position = Position(self.subject.names.modules)
@@ -193,8 +194,8 @@ class _Trial:
     def _scalings(self, step: Step) -> tuple[Operand, ...]:
         if self.site is None:
             return ()
-        before = self.dense[: self.at + 1]
-        return scaling.candidates(step, before, self.site, values_in(self.arguments), self.training, self.cut)
+        lengths, arguments = self.lengths.until(self.at + 1), values_in(self.arguments)
+        return scaling.candidates(step, self.dense[self.at], lengths, self.site, arguments, self.training, self.cut)
 
     def _matters(self, step: Step, labels: Iterable[Tensor]) -> bool:
         """Whether a step is compared: it touches channels, or does arithmetic. Copies of what is pinned may differ."""
