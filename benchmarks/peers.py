@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import hfp
 import train
-from hfp import methods, surgery
+from hfp import methods
 from hfp.channels import ChannelTable
+from hfp.cutting import surgery
 from hfp.experiment import loop
 from hfp.experiment.lab import Lab, fit, snapshot
 
@@ -134,9 +135,9 @@ def check_same(theirs: nn.Module, ours: nn.Module) -> None:
 
 
 def frozen(net: hfp.GatedModel, keep: Tensor) -> hfp.GatedModel:
-    """`net` at the end of its schedule, with these channels."""
+    """`net` with these channels, to the end."""
     net.keep = keep
-    net.step.fill_(net.steps)
+    net.stop()
     return net
 
 
