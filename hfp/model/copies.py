@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from types import FunctionType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -46,6 +46,8 @@ def copied(model: Module, memo: dict[int, Any]) -> Module:
     plain = [module for module in model.modules() if id(module) not in memo and _is_plain(module)]
     for module in plain:  # all of them first, since they may hold each other
         memo[id(module)] = type(module).__new__(type(module))
+    for parameter in model.parameters():  # which functions may hold
+        _value(parameter, memo)
     for module in model.modules():
         if id(module) not in memo:
             _without_history([*vars(module).values()], memo)
@@ -99,8 +101,10 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         items = memo[id(value)] = []
         items += [_value(entry, memo) for entry in value]
         return items
-    if kind is tuple and _ATOMS.issuperset(map(type, value)):
-        return value
+    if kind is tuple:
+        return value if _ATOMS.issuperset(map(type, value)) else tuple(_value(entry, memo) for entry in value)
+    if kind is FunctionType:
+        return _function(value, memo)
     if kind is set and not value:
         memo[id(value)] = set()
         return memo[id(value)]
@@ -112,6 +116,42 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
             f"the model holds a {kind.__name__} that cannot be copied: {error}. Make it in the forward, or give the "
             "module that holds it a __deepcopy__"
         ) from error
+
+
+def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """One that calls the copies of what it holds of the model, if it does: a lambda, a hook, a forward of its own."""
+    if id(function) in memo or not any(id(held) in memo for held in _held(function, set())):
+        return memo.get(id(function), function)
+
+    def twin(held: Any) -> Any:
+        owner = held.__self__ if isinstance(held, MethodType) else held
+        return _value(held, memo) if isinstance(held, FunctionType) or id(owner) in memo else held
+
+    cells = function.__closure__ or ()
+    new = tuple(memo.setdefault(id(cell), CellType()) for cell in cells)
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, None, new)
+    memo[id(function)] = made  # before it is asked for what it holds, which may be itself
+    for cell, other in zip(cells, new, strict=True):
+        with suppress(ValueError):  # nothing was put there
+            other.cell_contents = twin(cell.cell_contents)
+    made.__defaults__ = function.__defaults__ and tuple(map(twin, function.__defaults__))
+    made.__kwdefaults__ = {name: twin(held) for name, held in (function.__kwdefaults__ or {}).items()}
+    made.__qualname__ = function.__qualname__
+    vars(made).update(vars(function))
+    return made
+
+
+def _held(function: FunctionType, seen: set[int]) -> Iterator[Any]:
+    """What it holds of the functions around it, or by default, and what those do; of a method what it is one of."""
+    seen.add(id(function))
+    found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # nothing was put there
+            found.append(cell.cell_contents)
+    for held in found:
+        yield held.__self__ if isinstance(held, MethodType) else held
+        if isinstance(held, FunctionType) and id(held) not in seen:
+            yield from _held(held, seen)
 
 
 @contextmanager
@@ -127,11 +167,11 @@ def uncollected() -> Iterator[None]:
 
 
 def shared_functions(model: nn.Module) -> list[str]:
-    """The attributes of modules that are functions which hold a part of the model: a copy goes on with the original's.
+    """The attributes of modules that are functions which name a part of the model, a global: a copy calls it as well.
 
-    >>> net = nn.Linear(2, 2)
-    >>> net.double = lambda x: 2 * net(x)
-    >>> shared_functions(net)
+    >>> functions = {"net": nn.Linear(2, 2)}
+    >>> exec("net.double = lambda x: 2 * net(x)", functions)
+    >>> shared_functions(functions["net"])
     ['double']
     """
     parts = set(model.modules())
@@ -139,14 +179,7 @@ def shared_functions(model: nn.Module) -> list[str]:
     for prefix, module in model.named_modules():
         for key, value in vars(module).items():
             functions = [leaf for leaf in tree_leaves(value) if isinstance(leaf, FunctionType)]
-            if any(isinstance(held, nn.Module) and held in parts for f in functions for held in _held(f)):
+            named = (f.__globals__.get(name) for f in functions for name in f.__code__.co_names)
+            if any(isinstance(thing, nn.Module) and thing in parts for thing in named):
                 found.append(f"{prefix}.{key}" if prefix else key)
     return found
-
-
-def _held(function: FunctionType) -> Iterator[Any]:
-    """What it holds of the functions around it, and the globals that it names."""
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # nothing was put there
-            yield cell.cell_contents
-    yield from (function.__globals__.get(name) for name in function.__code__.co_names)

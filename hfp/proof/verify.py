@@ -314,13 +314,14 @@ class Proof:
         return groups
 
     def _shared(self) -> str:
-        """What is the matter with functions that hold the model, if there are any."""
+        """What is the matter with functions that name the model, if there are any."""
         found = shared_functions(self.original)
         if not found:
             return ""
         return (
-            f"{', '.join(found[:SHOWN])}: functions (lambdas, hooks) that hold a part of the model, which a copy of it "
-            "shares and calls with the tensors of the original. Make them methods, or register them after compact()."
+            f"{', '.join(found[:SHOWN])}: functions (lambdas, hooks) that name a part of the model, a global variable, "
+            "so that a copy of the model, too, calls that of the original. Make them methods, or let them take it from "
+            "the function around them; or register them after compact()."
         )
 
     def _maker(self, number: int) -> str:

@@ -8,6 +8,7 @@ from specimen import conv
 from torch import Tensor, nn
 from zoo import ZOO
 
+import hfp
 import models
 from hfp import trace
 from hfp.channels import ChannelTable
@@ -122,6 +123,42 @@ def test_tied_weights_stay_tied() -> None:
     assert small.a.weight is small.b.weight
     small = halved(ZOO["module_called_twice"].model(), ZOO["module_called_twice"].inputs())
     assert small.b.weight.shape[:2] == (3, 3)
+
+
+class Calling(nn.Module):
+    """Reads its embedding, or a norm, through a function that it holds, or that stands in for a forward."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embedding, self.mix, self.norm = nn.Embedding(20, 12), nn.Linear(12, 12), nn.LayerNorm(12)
+        forward, mix = self.norm.forward, self.mix
+        if how == "lambda":
+            self.read = lambda x: x @ self.embedding.weight.t()
+        elif how == "hook":
+            self.norm.register_forward_hook(lambda module, args, out: out * mix.bias.mean().exp())
+        else:
+            self.norm.forward = lambda x: 2 * forward(x)  # type: ignore[method-assign]
+
+    def read(self, x: Tensor) -> Tensor:
+        return x @ self.embedding.weight.t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(x)
+        return self.read(self.norm(x + self.mix(x)))
+
+
+@pytest.mark.parametrize("how", ["lambda", "hook", "forward"])
+def test_functions_of_the_compact_network_are_its_own(how: str) -> None:
+    """What the dense model holds may change, and nothing happens to the compact one."""
+    model, x = Calling(how), torch.arange(20)[None]
+    small = hfp.wrap(model, x, target_params=0.7, verify=True).compact()
+    before = small(x)
+    assert small.embedding.weight.shape[1] < 12  # type: ignore[union-attr, index]
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(small(x), before)
+    small(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
 
 
 def test_buffers_stay_persistent_or_not() -> None:

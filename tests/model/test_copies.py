@@ -125,6 +125,55 @@ def test_what_python_does_not_copy_is_shared() -> None:
     assert twin.held.more[1] is not model.held.more[1]
 
 
+class Calling(nn.Module):
+    """Holds functions that hold a part of it, a weight, each other, a method; and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer, weight, seen = nn.Linear(2, 3), nn.Parameter(torch.ones(2)), [1]
+
+        def even(n: int) -> Any:
+            return layer if n == 0 else odd(n - 1)
+
+        def odd(n: int) -> Any:
+            return even(n - 1)
+
+        self.layer, self.weight = layer, weight
+        self.itself, self.part, self.deep = lambda: self, [lambda: layer], {"x": (1, lambda: weight)}
+        self.turns, self.default, self.named = even, lambda call=self.held: call(), lambda *, call=layer: call
+        self.other: Any = lambda: seen
+        held = self.held
+        self.through = lambda: held()
+
+    def held(self) -> nn.Module:
+        return self.layer
+
+
+def test_functions_call_the_copies_of_what_they_hold() -> None:
+    model = Calling()
+    twin = copied(model, {})
+    assert twin.itself() is twin and model.itself() is model
+    calls = [twin.part[0](), twin.turns(2), twin.through(), twin.default(), twin.named()]
+    assert all(called is twin.layer for called in calls) and model.turns(2) is model.default() is model.layer
+    assert twin.deep["x"][1]() is twin.weight is not model.weight
+    assert twin.other is model.other
+    assert copied(twin, {}).turns(4) is not twin.layer
+
+
+def test_a_function_without_what_it_is_to_hold() -> None:
+    model = nn.Linear(2, 2)
+
+    def call() -> Any:
+        return model, later
+
+    model.call = call
+    twin = copied(model, {})
+    with pytest.raises(NameError, match="later"):
+        twin.call()
+    later = 3
+    assert model.call() == (model, 3)
+
+
 def test_what_can_be_neither_copied_nor_shared() -> None:
     model = nn.Sequential(nn.Linear(2, 3))
     model.held = [(weight for weight in model.parameters())]

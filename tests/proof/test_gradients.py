@@ -151,23 +151,24 @@ def test_the_advice_leaves_as_little_whole_as_may_be() -> None:
         )
 
 
-def test_a_function_that_a_copy_shares_is_found() -> None:
+GLOBAL: Any = None
+
+
+def test_a_function_that_a_copy_shares_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compact network would read the parameter of the model, and never train its own."""
-
-    class Scaled(Net):
-        def __init__(self) -> None:
-            super().__init__(lambda net, x: net.b(self.scaled(net.a(x))), a=conv(3, 8), b=conv(8, 4))
-            self.scale = nn.Parameter(torch.tensor(2.0))
-            self.scaled = lambda x: x * self.scale
-
+    net = layers(lambda net, x: net.c(net.b(net.scaled(net.a(x)))))
+    net.scale = nn.Parameter(torch.tensor(2.0))
+    net.scaled = lambda x: x * GLOBAL.scale
+    monkeypatch.setitem(globals(), "GLOBAL", net)
     with pytest.raises(hfp.Disagreement, match="the gradient of scale is none in the latter.* scaled: functions"):
-        hfp.wrap(Scaled(), X, target_macs=0.5)
+        hfp.wrap(net, X, target_macs=0.5)
 
 
-def test_a_hook_that_holds_the_model_is_named() -> None:
+def test_a_hook_that_names_the_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     net = layers(lambda net, x: net.c(net.b(net.a(x)) + net.kept))
-    net.b.register_forward_pre_hook(lambda module, args: setattr(net, "kept", args[0]))
-    with pytest.raises(hfp.Disagreement, match=r"b\._forward_pre_hooks: functions \(lambdas, hooks\) that hold a part"):
+    net.b.register_forward_pre_hook(lambda module, args: setattr(GLOBAL, "kept", args[0]))
+    monkeypatch.setitem(globals(), "GLOBAL", net)
+    with pytest.raises(hfp.Disagreement, match=r"b\._forward_pre_hooks: functions \(lambdas, hooks\) that name a part"):
         hfp.wrap(net, X, target_macs=0.5)
 
 
