@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from hfp.channels import ChannelTable
 from hfp.labels import NO_IDS, extended
 from hfp.model.eager import eagerly
+from hfp.model.held import held_in, standing_in
 from hfp.model.names import Names, tensor_of
 from hfp.recompute import recomputed
 from hfp.tracing.opened import opened
@@ -46,6 +47,7 @@ class Readers:
         every = Names.of(model)
         self.names = every.modules
         self.aliases = every.aliases
+        self.held = held_in(every)
         self.parameters = frozenset(every.parameters)
         names: dict[str, list[str]] = {}
         for alias, name in every.aliases.items():
@@ -177,6 +179,7 @@ class _Gated(nn.Module):
         self.columns, self.hidden = readers.spread(gates)
         made = readers.gated(model, self.columns, frozen)
         tensors.update(made)
+        self.by_name = tensors
         self.tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
         # Where nothing may be asked of a tensor, nothing is ever written either: in a program, under a transform.
         plain = not frozen and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
@@ -193,7 +196,9 @@ class _Gated(nn.Module):
             self.readers.write_back(self.model, self.columns, written)
 
     def run(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(self, self.tensors, (position, function, *args), kwargs, tie_weights=False)
+        with standing_in(self.model, self.readers.held, self.by_name):
+            arguments = position, function, *args
+            return torch.func.functional_call(self, self.tensors, arguments, kwargs, tie_weights=False)
 
     def forward(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         hiding = None

@@ -13,6 +13,7 @@ from hfp.channels import ChannelTable, build_table
 from hfp.labels import Ledger, Place
 from hfp.model.ambient import plainly
 from hfp.model.copies import uncollected
+from hfp.model.held import held_in
 from hfp.model.inputs import arguments, describe
 from hfp.model.names import Names
 from hfp.model.turns import one_at_a_time
@@ -42,7 +43,8 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = (),
     Multiply-adds are those of one forward pass of the example inputs.
     """
     _check(model)
-    subject = Subject(model, arguments(model, example_inputs), Names.of(model))
+    names = Names.of(model)
+    subject = Subject(model, arguments(model, example_inputs), names, held_in(names))
     with one_at_a_time, uncollected():
         try:
             return _trace(subject, ignore, ptflops)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from hfp.labels import Place
 from hfp.model.ambient import as_set
 from hfp.model.chance import forked
 from hfp.model.eager import eagerly
+from hfp.model.held import Held, standing_in
 from hfp.model.inputs import Arguments, placed
 from hfp.model.names import Names
 from hfp.model.outputs import tensors_of
@@ -31,6 +32,7 @@ class Subject:
     model: nn.Module
     inputs: Arguments
     names: Names
+    held: Sequence[Held]
     written: dict[int, Any] = field(default_factory=dict)
     """What modules hold and its forward writes to, by id: a dict that they share, say."""
     span: Span = field(default_factory=Span)
@@ -67,7 +69,8 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
             if rule_of(module) is not None and "forward" not in vars(module):
                 module.forward = Whole(module)
         try:
-            with functions.watcher.position.following(), functions.watcher, functions:
+            standing = standing_in(model, subject.held, shadows)
+            with standing, functions.watcher.position.following(), functions.watcher, functions:
                 out = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
         except Exception:  # what is written may be why
             _check_written(subject, marked)

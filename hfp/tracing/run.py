@@ -175,7 +175,7 @@ def _note_unused(subject: Subject, ledger: Ledger, steps: list[Step]) -> None:
         shown = ", ".join(idle[:SHOWN]) + (f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else "")
         ledger.notes.append(
             f"{shown} did not run on the example inputs: what they do to channels is not known, and a cut network may "
-            "fail where they run; give inputs that use them (weights that the forward takes from a plain list or dict "
+            "fail where they run; give inputs that use them (weights that the forward takes from an object of your own "
             "are not seen to be used: take them from the module)"
         )
 
