@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from hfp.archive import entries
 from hfp.model.inputs import Arguments, batched
 from hfp.model.source import first_line
 
@@ -106,22 +107,22 @@ def _unpickled_parts_of(data: bytes) -> str:
     """The header of an archive, once it is known that reading the rest will unpickle nothing."""
     header = "{}"
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]  # below a folder of any name
-        if "archive_format" not in names:
+        found = [(name.partition("/")[2], entry) for name, entry in entries(archive).items()]  # in a folder of any name
+        if "archive_format" not in dict(found):
             raise ValueError("it is of the format of PyTorch 2.7 or older, or no program at all")
-        for full, name in zip(archive.namelist(), names, strict=True):
+        for name, entry in found:
             if name.startswith(("data/weights/", "data/constants/")) and name.endswith("_config.json"):
-                entries = json.loads(archive.read(full))["config"]
-                for tensor, entry in entries.items():
-                    plain = entry["path_name"].startswith(("weight_", "tensor_"))
-                    if entry["use_pickle"] is not False or not plain:
+                tensors = json.loads(archive.read(entry))["config"]
+                for tensor, told in tensors.items():
+                    plain = told["path_name"].startswith(("weight_", "tensor_"))
+                    if told["use_pickle"] is not False or not plain:
                         raise _Pickled(tensor)
             elif name.startswith("data/sample_inputs/"):
-                _check_tensors(archive.read(full), name)
+                _check_tensors(archive.read(entry), name)
             elif name.endswith((".pt", ".pkl")) or name.startswith("data/aotinductor/"):
                 raise _Pickled(name)
             elif name == f"extra/{HEADER}":
-                header = archive.read(full).decode()
+                header = archive.read(entry).decode()
     return header
 
 

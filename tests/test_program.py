@@ -178,6 +178,21 @@ def test_nothing_is_unpickled_even_if_trusted(name: str, saved: Path) -> None:
     assert str(saved) in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", ["same", "in capitals"])
+def test_an_entry_that_is_there_twice_is_refused(name: str, saved: Path) -> None:
+    """PyTorch may read another one than was looked at."""
+    with zipfile.ZipFile(saved) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    config = next(name for name in content if name.endswith("model_weights_config.json"))
+    hostile = json.dumps({"config": {"w": CONFIG}}).encode()
+    with zipfile.ZipFile(saved, "w") as archive:
+        for each, data in [(config if name == "same" else config.upper(), hostile)] * 3 + [*content.items()]:
+            archive.writestr(each, data)
+    with pytest.raises(ValueError, match="model_weights_config.json' is there twice"):
+        hfp.load(saved, trusted=True)
+
+
 def test_damaged_files_are_refused_in_words(saved: Path, tmp_path: Path) -> None:
     whole = saved.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 1):

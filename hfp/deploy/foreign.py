@@ -108,7 +108,7 @@ def _is_entry(name: Any, value: Any) -> bool:
 def _keys(content: Any) -> str:
     if not isinstance(content, dict):
         return f"it holds a {type(content).__name__}"
-    keys = [str(key)[:40] for key in content]
+    keys = [key[:40] if isinstance(key, str) else f"a {type(key).__name__}" for key in content]
     return f"it holds {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}"
 
 

@@ -1,6 +1,6 @@
 """What a file of torch.save would make of our memory and time, told before it is read.
 
-    check("resnet56.th")      # ValueError for one that is small and would fill the memory, or never end
+    check("resnet56.th")  # ValueError for one that is small and would fill the memory, or never end
 
 PyTorch reads such files without running code (`weights_only=True`), but it unpacks whatever a compressed entry expands
 to, and builds what the pickle in it asks for: a byte array of ten gigabytes, a key that takes forever to be hashed. The
@@ -16,12 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from hfp.archive import entries
+
 ARCHIVE = b"PK\x03\x04"
 SIZED = ("bytearray", "Tensor", "Storage")
 """Ends of the names of what can be called with a number, and makes as much of it."""
-STORAGE = ("torch", "torch.storage")  # as storages are only named, as the type of one that is in the file
-LEGACY = 4
-"""Pickles at the beginning of a file of the old format, up to the one that counts."""
+STORAGE = ("torch", "torch.storage")
+"""Their storages may be named, as the type of one that is in the file."""
+LEGACY = 5
+"""Pickles at the beginning of a file of the old format, before the numbers."""
 NESTED = 16
 """Tuples in tuples, at most: hashing one takes time that doubles with each level."""
 
@@ -37,8 +40,7 @@ def check(path: str | Path) -> None:
         archived = file.read(len(ARCHIVE)) == ARCHIVE  # as PyTorch tells it: there are files that are both
     if archived:
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                name = entry.filename
+            for name, entry in entries(archive).items():
                 if entry.compress_type != zipfile.ZIP_STORED:
                     raise ValueError(f"its entry {name[:80]!r} is compressed, which those of torch.save are not")
                 if name.endswith(".pkl"):

@@ -17,6 +17,7 @@ _OWN = f"{Path(__file__).parent.parent}{os.sep}"  # the whole of hfp
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator: torchvision is another library
 
 
+MOST = 1000  # characters of what an error says
 _BEGIN = ("play", "forward")
 """The functions of hfp in which the model is called; who called hfp is none of its code."""
 
@@ -86,5 +87,5 @@ def is_own(frame: FrameType) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    told = str(error).strip()
+    told = str(error)[:MOST].strip()
     return f"{type(error).__name__}: {told.splitlines()[0].rstrip('.') if told else 'no message'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from hfp.deploy import foreign, pickled
 MANY = b"\x8a\x05" + (10**10).to_bytes(5, "little")  # the number 10,000,000,000 as a pickle has it
 
 
-def archived(content: bytes, packing: int = zipfile.ZIP_STORED) -> bytes:
+def archived(content: bytes, packing: int = zipfile.ZIP_STORED, name: str = "weights/data.pkl") -> bytes:
     """As torch.save packs a pickle."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", packing) as archive:
-        archive.writestr("weights/data.pkl", content)
+        archive.writestr(name, content)
         archive.writestr("weights/version", "3")
     return made.getvalue()
 
@@ -58,6 +59,42 @@ def test_a_pickle_that_is_an_archive_as_well_is_read_as_pytorch_reads_it(tmp_pat
     """A zip file is known by its end, a pickle by its beginning."""
     (tmp_path / "x.pt").write_bytes(HOSTILE["bytes"][0] + archived(pickle.dumps({}, 2)))
     with pytest.raises(ValueError, match="it asks for a 'builtins bytearray'"):
+        foreign.read(tmp_path / "x.pt")
+
+
+def test_pytorch_does_not_look_at_the_case_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(archived(nested(24), name="weights/data.PKL"))
+    with pytest.raises(ValueError, match="it nests tuples more than 16 deep"):
+        foreign.read(tmp_path / "x.pt")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_two_entries_of_a_name_pytorch_may_read_the_other(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        for content in (pickle.dumps({}, 2), pickle.dumps({}, 2)):
+            archive.writestr("weights/data.pkl", content)
+        archive.writestr("weights/version", "3")
+    with pytest.raises(ValueError, match="its entry 'weights/data.pkl' is there twice"):
+        foreign.read(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_every_pickle_of_the_old_format_is_looked_at(number: int, tmp_path: Path) -> None:
+    """It begins with five: a number, a version, the machine, the content, the names of the storages."""
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    whole, ends = (tmp_path / "x.pt").read_bytes(), [0]
+    file = io.BytesIO(whole)
+    for _ in range(5):
+        assert list(pickletools.genops(file))
+        ends.append(file.tell())
+    (tmp_path / "x.pt").write_bytes(whole[: ends[number]] + nested(20) + whole[ends[number + 1] :])
+    with pytest.raises(ValueError, match="it nests tuples more than 16 deep"):
+        foreign.read(tmp_path / "x.pt")
+
+
+def test_keys_of_any_size_are_told_in_short(tmp_path: Path) -> None:
+    torch.save({("a",) * 10**6: torch.zeros(2), "b" * 10**6: torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"it holds a tuple, b{40}$"):
         foreign.read(tmp_path / "x.pt")
 
 
