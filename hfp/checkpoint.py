@@ -151,8 +151,10 @@ def header(path: str | Path) -> dict[str, Any]:
     """What a compact network's .safetensors file says beside its tensors: class, widths, record, notes, provenance.
 
     Raises:
-        ValueError: as for `load`.
+        ValueError: as for `load`, and for a program: what one says is read with it.
     """
+    if Path(path).suffix == program.SUFFIX:
+        raise ValueError(f"{path} is a program; hfp.load(path, trusted=True).hfp_record tells what was cut.")
     return files.header_of(path, files.COMPACT)
 
 
@@ -369,9 +371,10 @@ def weights_of(path: str | Path) -> dict[str, Tensor]:
 
 
 def weights_notes(path: str | Path) -> dict[str, Any]:
-    """The notes given to `save_weights`; none for weights that come from elsewhere, in whatever format."""
-    try:
-        notes = files.read(path, files.WEIGHTS)[0].get("notes")
-    except ValueError:
-        return {}
+    """The notes given to `save_weights`; none for weights that come from elsewhere, in whatever format.
+
+    Raises:
+        ValueError: a file of ours that is damaged, of a newer format, or of another kind.
+    """
+    notes = None if files.kind_of(path) is None else files.read(path, files.WEIGHTS)[0].get("notes")
     return notes if isinstance(notes, dict) else {}

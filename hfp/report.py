@@ -238,13 +238,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result = json.loads((folder / "result.json").read_text())
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        draw_widths(result["widths"]["dense"], result["widths"]["compact"], folder / "widths.png")
-        draw_curves(lines, folder / "curves.png")
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {folder} is not the folder of a finished run: {error}", file=sys.stderr)
+        table, line, widths = result_table(result), ptflops_line(result), result["widths"]
+        dense, compact = widths["dense"], widths["compact"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"error: {folder} is not the folder of a finished run: {error!r}", file=sys.stderr)
         return 2
-    console().print(result_table(result))
-    print(ptflops_line(result))
+    console().print(table)
+    print(line)
+    try:
+        draw_widths(dense, compact, folder / "widths.png")
+        draw_curves(lines, folder / "curves.png")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"error: no pictures: {error}", file=sys.stderr)
+        return 2
     print(f"drawn: {folder / 'widths.png'}, {folder / 'curves.png'}")
     return 0
 

@@ -42,7 +42,7 @@ def trace(model: nn.Module, example_inputs: Any = None, *, ignore: Ignored = (),
     `ptflops`: whether the table also holds what ptflops' default backend counts.
     Multiply-adds are those of one forward pass of the example inputs.
     """
-    _check(model)
+    check_plain(model)
     names = Names.of(model)
     subject = Subject(model, arguments(model, example_inputs), names, held_in(names))
     with one_at_a_time, uncollected():
@@ -81,11 +81,22 @@ def _trace(subject: Subject, ignore: Ignored, ptflops: bool) -> ChannelTable:
     return last
 
 
-def _check(model: nn.Module) -> None:
+def check_plain(model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: it is no network, or one that is wrapped, compiled, replicated, scripted, exported or without sizes.
+    """
+    kind = type(model).__name__
     if not isinstance(model, nn.Module):
-        raise ValueError(f"hfp.trace needs an nn.Module, not a {type(model).__name__}")
+        raise ValueError(f"hfp.trace needs an nn.Module, not a {kind}")
     if isinstance(getattr(model, "table", None), ChannelTable):
         raise ValueError("the model is wrapped, and has its table already: net.table (the plain model is net.model)")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the model is compiled; pass the plain one, model._orig_mod")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"the model is in {kind}; pass the plain one, model.module")
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+        raise ValueError(f"{kind} has layers without a size (lazy modules); call it once first: model(example_inputs)")
     if scripted := [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]:
         raise ValueError(
             f"{scripted[0] or 'the model'} is TorchScript, which has no Python code to follow, and no layers to cut; "
@@ -111,7 +122,8 @@ def _is_exported(module: nn.Module) -> bool:
 
 def ignored_modules(model: nn.Module, ignore: Ignored) -> list[str]:
     """The names of the modules that `ignore` stands for."""
-    names = dict(model.named_modules())
+    first = {module: name for name, module in model.named_modules()}
+    names = dict(model.named_modules(remove_duplicate=False))
     every: list[str] = []
     if ignore is None:
         ignore = ()
@@ -125,9 +137,9 @@ def ignored_modules(model: nn.Module, ignore: Ignored) -> list[str]:
                 f"ignore={entry!r}: expected a module or a glob pattern of module names, such as 'layer1.*'"
             )
         if not found:
-            known = ", ".join(list(names)[1:6])
-            raise ValueError(f"ignore={entry!r} matches no module of the network; its modules are {known} ...")
-        every += found
+            known = f"its modules are {', '.join(list(names)[1:6])} ..." if len(names) > 1 else "it has none inside"
+            raise ValueError(f"ignore={entry!r} matches no module of the network; {known}")
+        every += [first[names[name]] for name in found]
     return list(dict.fromkeys(every))
 
 

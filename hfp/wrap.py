@@ -19,7 +19,7 @@ from hfp.model.ambient import plainly
 from hfp.proof import ptflops_check
 from hfp.proof.verify import random_keeps
 from hfp.threshold import smallest
-from hfp.trace import Ignored, ignored_modules, trace
+from hfp.trace import Ignored, check_plain, ignored_modules, trace
 
 CUTS, MANY_CUTS = 2, 5  # random cuts that `wrap` tries by default, and where it is told to verify
 VERIFIED_BY_DEFAULT = 50_000_000  # parameters up to which `wrap` proves on real numbers that gating equals removing
@@ -126,6 +126,7 @@ def _check_model(model: nn.Module, target_macs: Any, target_params: Any) -> None
         raise ValueError(
             f"{name} is spread over processes; wrap the plain one first: fully_shard(hfp.wrap(model, ...))"
         )
+    check_plain(model)
     if target_macs is None and target_params is None:
         raise ValueError(
             "no target given; for 40 % of the multiply-adds: hfp.wrap(model, example_inputs, target_macs=0.4)"
@@ -133,8 +134,6 @@ def _check_model(model: nn.Module, target_macs: Any, target_params: Any) -> None
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError(f"{name} has no parameters, so there is nothing to prune")
-    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in parameters):
-        raise ValueError(f"{name} has layers without a size (lazy modules); call it once first: model(example_inputs)")
     if any(parameter.is_meta for parameter in parameters):
         raise ValueError(
             f'{name} is on the meta device and has no values to train; load them first: model.to_empty(device="cpu")'

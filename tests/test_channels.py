@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from specimen import Net, Specimen, conv
@@ -99,6 +101,32 @@ def test_ignored_modules_keep_the_channels_that_they_make(ignore: object, left: 
 def test_a_wrong_ignore_is_told_what_there_is(wrong: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         trace(CHAIN, torch.zeros(1, 3, 8, 8), ignore=wrong)  # type: ignore[arg-type]
+
+
+def test_a_network_without_modules_is_told_so() -> None:
+    with pytest.raises(ValueError, match="matches no module of the network; it has none inside"):
+        trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8), ignore="3")
+
+
+def test_a_module_is_ignored_by_any_of_its_names() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3))
+    model.register_module("again", model[0])
+    model.forward = lambda x: model[1](model[0](x))  # type: ignore[method-assign]
+    assert widths(trace(model, torch.zeros(1, 3, 8, 8))) == [6]
+    assert widths(trace(model, torch.zeros(1, 3, 8, 8), ignore="again")) == []
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda: nn.DataParallel(CHAIN), "is in DataParallel; pass the plain one, model.module"),
+        (lambda: torch.compile(CHAIN, backend="eager"), "is compiled; pass the plain one, model._orig_mod"),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), r"lazy modules\); call it once first: model\(example_inputs"),
+    ],
+)
+def test_what_is_no_plain_network_is_told_how_to_get_at_it(wrong: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        trace(wrong(), torch.zeros(1, 3, 8, 8))
 
 
 def test_printing_explains_groups_and_pins() -> None:

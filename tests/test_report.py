@@ -1,6 +1,7 @@
 """What is shown: counts against published figures, tables cell by cell, pictures that are there."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,22 @@ def test_a_finished_run_is_shown_and_drawn(tmp_path: Path, capsys: pytest.Captur
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(tmp_path)]) == 2
     assert "is not the folder of a finished run" in capsys.readouterr().err
+
+
+def test_what_the_table_wants_and_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({key: RESULT[key] for key in RESULT if key != "ptflops"}))
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert report.main([str(tmp_path)]) == 2
+    assert "is not the folder of a finished run: KeyError('ptflops')" in capsys.readouterr().err
+
+
+def test_without_matplotlib_there_is_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(LINE))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert report.main([str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert "ptflops counts 900" in told.out and "Pictures need matplotlib" in told.err
+    assert "finished run" not in told.err

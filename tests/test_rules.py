@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from promises import Gated, call, check_cut, measured, predicted, random_keep, relative_difference, snapshot
-from specimen import Specimen
+from specimen import Net, Specimen
 from torch import nn
 from traps import TRAPS
 from zoo import ZOO
 
+import hfp
 from hfp import trace
 from hfp.channels import ChannelTable
 from hfp.cutting.surgery import compact
@@ -118,3 +119,17 @@ def test_the_checks_see_a_single_nan() -> None:
     for wrong in (torch.tensor([1.0, float("nan"), 1.0]), torch.tensor([1.0, float("inf"), 1.0])):
         assert relative_difference([right, right], [wrong, right]) == float("inf")
         assert relative_difference(wrong, right) == float("inf")
+
+
+@pytest.mark.parametrize("step, left", [(1, 8), (-1, 0)])
+def test_other_strides_are_other_channels(step: int, left: int) -> None:
+    """A view of the same shape may be the transposed one."""
+
+    def run(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = net.a(x)
+        return net.b(x.as_strided(x.shape, x.stride()[::step]))
+
+    model = Net(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
+    table = trace(model, torch.zeros(8, 5))
+    assert table.channels == left
+    assert hfp.verify(model, table) < 1e-5

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from benchmarks import training_runs as runs
 from hfp import checkpoint
 from hfp.experiment import loop
 from hfp.experiment.run import PHASES, RunFolder
+from hfp.experiment.settings import open_run, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--target-macs", "0.4", "--dense-epochs", "2", "--prune-epochs", "2", "--finetune-epochs", "2"]
@@ -276,6 +278,47 @@ def test_a_network_that_is_damaged_is_refused(name: str, copied: Path, capsys: p
         assert (copied / f"{name}.safetensors").read_bytes() == harmed
     else:
         assert name == "small"  # which a run in its last phase writes anew
+
+
+def test_of_two_runs_that_looked_at_one_folder_the_second_is_refused(tmp_path: Path) -> None:
+    first, second = (RunFolder.create(tmp_path / "run", {"seed": seed}) for seed in (1, 2))
+    first.begin()
+    (first.path / ".checkpoint.safetensors.1.1.tmp").touch()  # it is writing
+    with pytest.raises(ValueError, match="already holds a run. Continue it with --resume"):
+        second.begin()
+    assert json.loads(first.settings.read_text()) == {"seed": 1}
+    assert sorted(path.name for path in first.path.iterdir()) == [".checkpoint.safetensors.1.1.tmp", "config.json"]
+
+
+def test_a_run_begins_where_a_file_has_one_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("not on this file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    run = RunFolder.create(tmp_path / "run", {"seed": 1})
+    run.begin()
+    assert json.loads(run.settings.read_text()) == {"seed": 1}
+    assert [path.name for path in run.path.iterdir()] == ["config.json"]
+
+
+def test_a_device_that_is_chosen_anew(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"device": "cuda:7"}))
+    assert open_run(["--resume", str(copied), "--device", "auto"]).config["device"] in ("cpu", "cuda")
+
+
+def test_weights_of_ours_that_are_damaged_are_refused(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They might be taken for weights from elsewhere, which want other statistics."""
+    shutil.copyfile(finished[0] / "dense.safetensors", tmp_path / "dense.safetensors")
+    spoilt(tmp_path / "dense.safetensors")
+    given = ["--target-macs", "0.4", "--weights", str(tmp_path / "dense.safetensors")]
+    assert "is damaged: it does not hold what was written to it" in refused(given, capsys)
+
+
+def test_patterns_add_up() -> None:
+    assert parse(["--target-macs", "0.4", "--ignore", "a", "b", "--ignore", "c"])[0]["ignore"] == ["a", "b", "c"]
 
 
 def test_a_folder_without_settings_still_holds_a_run(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

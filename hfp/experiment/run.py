@@ -61,7 +61,7 @@ class RunFolder:
         self.control = path / "control.safetensors"
         self.held = path / "held.safetensors"
         self._history: list[dict[str, Any]] = []
-        self._lost_settings = self._fell_back = False
+        self._new = self._lost_settings = self._fell_back = False
 
     @classmethod
     def create(cls, path: str | Path, config: dict[str, Any]) -> RunFolder:
@@ -72,11 +72,9 @@ class RunFolder:
         """
         path = Path(path)
         run = cls(path, config)
+        run._new = True
         if run.begun:
-            raise ValueError(
-                f"{path} already holds a run. Continue it with --resume {shlex.quote(str(path))}, "
-                "or give another --output."
-            )
+            raise run._taken()
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; --output wants the name of a folder for the run.")
         return run
@@ -112,16 +110,42 @@ class RunFolder:
         """Whether there is something to resume."""
         return any(path.exists() for path in (self.settings, self.checkpoint, self.previous))
 
+    def _taken(self) -> ValueError:
+        return ValueError(
+            f"{self.path} already holds a run. Continue it with --resume {shlex.quote(str(self.path))}, "
+            "or give another --output."
+        )
+
     def begin(self) -> None:
-        """Make the folder, or put an old one back where its checkpoint is; from here on, files are written."""
-        if self._lost_settings or not self.settings.exists():
-            atomic_write(self.settings, json.dumps(self.config, indent=2).encode())
+        """Make the folder, or put an old one back where its checkpoint is; from here on, files are written.
+
+        Raises:
+            ValueError: another run has begun in the folder since `create` looked.
+        """
+        settings = json.dumps(self.config, indent=2).encode()
+        if self._new:
+            self._claim(settings)
+        elif self._lost_settings or not self.settings.exists():
+            atomic_write(self.settings, settings)
         if self._fell_back:  # else the damaged file would become the one before, when the next is written
             os.replace(self.checkpoint, self.damaged)
-        for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while writing
+        for leftover in [] if self._new else self.path.glob(".*.tmp"):  # of a process that was killed while writing
             leftover.unlink(missing_ok=True)
         if self.metrics.exists() or self._history:
             atomic_write(self.metrics, "".join(json.dumps(line) + "\n" for line in self._history).encode())
+
+    def _claim(self, settings: bytes) -> None:
+        """Write the settings, whole and unless there are any: of two runs, the second to link them is refused."""
+        draft = self.path / f".config.json.{os.getpid()}.draft.tmp"
+        atomic_write(draft, settings)
+        try:
+            os.link(draft, self.settings)
+        except FileExistsError as error:
+            raise self._taken() from error
+        except OSError:  # a file system without second names
+            os.replace(draft, self.settings)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def passed(self, phase: str) -> bool:
         """Whether the run has already gone beyond `phase`, so that its result lies in the folder."""

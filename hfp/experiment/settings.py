@@ -66,7 +66,12 @@ class Config:
         1, "make every width a multiple of this; the targets still hold", "what to reach", type=whole(1)
     )
     ignore: list[str] = option(
-        [], "modules to keep whole, by name or pattern ('layer1.*' fc)", "what to reach", nargs="*", metavar="PATTERN"
+        [],
+        "modules to keep whole, by name or pattern ('layer1.*' fc)",
+        "what to reach",
+        nargs="*",
+        action="extend",
+        metavar="PATTERN",
     )
     counter: str = option(
         "macs", "whose multiply-adds: PyTorch's FlopCounterMode, or the ones ptflops prints", "what to reach",
@@ -183,10 +188,14 @@ def complete(given: dict[str, Any]) -> Config:
     if config.dense_epochs is None:
         filled["dense_epochs"] = 20 if config.weights is None else 0
     if config.device == "auto":
-        filled["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        filled["device"] = usual_device()
     if config.statistics == "auto":
         filled["statistics"] = statistics_of(config.weights)
     return dataclasses.replace(config, **filled)
+
+
+def usual_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(device: str) -> None:
@@ -223,10 +232,10 @@ def open_run(argv: list[str] | None) -> RunFolder:
     for name in LATER & (DEFAULTS.keys() - run.config.keys()):
         run.config[name] = DEFAULTS[name]
     for name, value in given.items():
-        if value == "auto":
-            continue
         if name in MAY_CHANGE:
-            run.config[name] = value
+            run.config[name] = usual_device() if value == "auto" else value
+        elif value == "auto":
+            continue
         elif run.config.get(name) != value:
             raise ValueError(
                 f"The run in {run.path} was started with {flag(name)} {run.config.get(name)}, and {flag(name)} {value} "

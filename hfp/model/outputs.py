@@ -32,16 +32,18 @@ def tensors_of(out: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
             found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)], seen)
         elif isinstance(leaf, _PLAIN) or leaf is None or id(leaf) in seen:
             continue
-        elif (
-            hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module) and tensors_of(vars(leaf), seen | {id(leaf)})
-        ):
-            found += tensors_of(vars(leaf), seen | {id(leaf)})
+        elif _is_object(leaf) and (inner := tensors_of(vars(leaf), seen | {id(leaf)})):
+            found += inner
         else:
             raise ValueError(
                 f"the model returns a {type(leaf).__name__}, in which tensors cannot be found; "
                 "return tensors in tuples, lists, dicts or dataclasses"
             )
     return found
+
+
+def _is_object(leaf: Any) -> bool:
+    return hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module)
 
 
 def difference(

@@ -57,6 +57,8 @@ def verify(model: nn.Module, table: ChannelTable, example_inputs: Any = None, *,
     Disagreement, with the channel groups that are to blame, where the outputs are not the same but for rounding;
     ValueError, where that is because the network holds numbers that are not finite.
     """
+    if isinstance(getattr(model, "table", None), ChannelTable):
+        raise ValueError("the model is wrapped; the table is of the plain one: hfp.verify(net.model, net.table)")
     if not isinstance(table, ChannelTable):
         raise ValueError(f"expected the table, hfp.trace(model, example_inputs), not a {type(table).__name__}")
     if isinstance(cuts, bool) or not isinstance(cuts, int) or cuts < 1:

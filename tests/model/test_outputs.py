@@ -8,7 +8,7 @@ import pytest
 import torch
 from zoo import ZOO
 
-from hfp.model.outputs import difference
+from hfp.model.outputs import difference, tensors_of
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -48,3 +48,16 @@ def test_difference_of_outputs_of_any_form(a: object, b: object, equal: bool) ->
 
 def test_other_numbers_of_outputs_are_a_difference() -> None:
     assert difference(lambda x: [x], lambda x: [x, x], ((torch.zeros(1),), {})) == float("inf")
+
+
+class Holder:
+    def __init__(self, inner: object) -> None:
+        self.inner = inner
+
+
+def test_objects_in_objects_are_looked_into_once_each() -> None:
+    """At a cost that does not double with each."""
+    out: object = X
+    for _ in range(200):
+        out = Holder([out])
+    assert tensors_of(out) == [X]
