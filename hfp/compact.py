@@ -102,7 +102,7 @@ def gate_difference(outcome: Outcome) -> float | None:
 
 @contextlib.contextmanager
 def destination(given: argparse.Namespace) -> Iterator[dict[str, Path]]:
-    """A path for each format, in a folder that goes again: what is there in the end gets its name, all or nothing.
+    """A path for each format, in a folder that goes again: once all are written, each gets its name.
 
     Raises:
         ValueError: one of them is the checkpoint itself.
@@ -115,14 +115,24 @@ def destination(given: argparse.Namespace) -> Iterator[dict[str, Path]]:
             raise ValueError(f"--output {path} is the checkpoint itself; give another name.")
         if path.is_dir():
             raise ValueError(f"--output {path} is a folder; give the name of a file.")
-    if not given.dry_run:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=None if given.dry_run else given.output.parent) as folder:
-        yield {name: Path(folder) / path.name for name, path in found.items()}
-        if not given.dry_run:
+    if given.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            yield {name: Path(folder) / path.name for name, path in found.items()}
+        return
+    parent = given.output.parent
+    new = [path for path in (parent, *parent.parents) if not path.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=parent) as folder:
+            yield {name: Path(folder) / path.name for name, path in found.items()}
             for path in Path(folder).iterdir():
-                os.replace(path, given.output.parent / path.name)
-            flush_folder(given.output.parent)
+                os.replace(path, parent / path.name)
+            flush_folder(parent)
+    except BaseException:
+        for path in new:  # inner ones first
+            with contextlib.suppress(OSError):  # somebody has put something there
+                path.rmdir()
+        raise
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:

@@ -314,6 +314,17 @@ def test_a_dry_run_does_everything_and_leaves_nothing(
     assert not output.parent.exists()
 
 
+def test_no_folder_is_left_where_nothing_is_written(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old").mkdir()
+    for folder in ("new/newer", "old"):
+        given = [str(dense), "--target-macs", "0.4", "--output", str(tmp_path / folder / "small.safetensors")]
+        assert compact.main(given) == 2
+        assert "say of which network" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["old"]
+
+
 def test_a_compact_file_is_cut_further_and_changes_its_format(
     moments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,7 +94,11 @@ def write(outcome: Outcome, name: str, path: Path) -> float:
     form = FORMATS[name]
     with _quiet():
         form.write(outcome, path)
-        error = outcome.apart(outcome.small, form.read(outcome, path))
+        try:
+            error = outcome.apart(outcome.small, form.read(outcome, path))
+        except Exception as failure:  # of another runtime, whatever it raises
+            path.unlink()
+            raise ValueError(f"what was written as {name} cannot be run: {first_line(failure)}") from failure
     if not error <= form.apart:
         path.unlink()
         raise ValueError(f"{path} does not hold what was written to it: outputs differ by {error:.1e} (relative).")

@@ -11,12 +11,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hfp import catalogue, checkpoint, files, methods
 from hfp.budget import Target
@@ -204,7 +207,8 @@ def of_compact(path: str | Path, wanted: Wanted) -> Outcome:
     if wanted.model is None and "build" in notes:
         dense = of_models(notes["build"], path)
     elif isinstance(name, str) and (wanted.model is not None or ":" not in name):
-        dense = catalogue.build(name, *_unzipped(wanted.shapes)).model
+        make = partial(catalogue.build, name, *_unzipped(wanted.shapes))
+        dense = make().model if wanted.model else bounded(lambda: make().model, path, name)
         notes = {key: value for key, value in notes.items() if key != "build"} | {"model": name}
     else:
         raise ValueError(f"{path} is a compact network; give the dense one that it was cut from: --model NAME")
@@ -255,11 +259,31 @@ def of_models(build: Any, path: str | Path) -> nn.Module:
     options = checked(build, BUILD, path, "build")
     if any(isinstance(value, int) and not 0 < value <= LARGEST for value in options.values()):
         raise ValueError(f"{path} asks for a network of an impossible size: {options}.")
-    with torch.device("meta"):
-        outline = models.build(**options)  # takes only names that it lists itself
-    if sum(parameter.numel() for parameter in outline.parameters()) > MOST:
-        raise ValueError(f"{path} asks for a network of more than {MOST:,} parameters: {options}.")
-    return models.build(**options)
+    return bounded(partial(models.build, **options), path, options)  # it takes only names that it lists itself
+
+
+def bounded(make: Callable[[], nn.Module], path: str | Path, what: Any) -> nn.Module:
+    """The network that `make` makes, as the file `path` asks; not if it is so large that it would fill the memory.
+
+    Raises:
+        ValueError: it is.
+    """
+    made = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        made += 0 if parameter is None else parameter.numel()
+        if made > MOST:
+            raise ValueError(f"{path} asks for a network of more than {MOST:,} parameters: {what}.")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        with suppress(NotImplementedError, RuntimeError), torch.device("meta"):  # some read numbers off tensors
+            make()
+        made = 0
+        return make()
+    finally:
+        handle.remove()
 
 
 def checked(options: Any, kinds: Mapping[str, tuple[type | None, ...]], path: str | Path, what: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def test_what_computes_something_else_does_not_stay(
     monkeypatch.setattr("hfp.model.outputs.difference", lambda *given: 1.0)
     with pytest.raises(ValueError, match="does not hold what was written to it: outputs differ by 1.0e"):
         formats.write(outcome, name, tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_another_runtime_cannot_run_is_told(
+    outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object) -> None:
+        raise RuntimeError("no kernel for this operator\nand more")
+
+    form = dataclasses.replace(formats.FORMATS["torchscript"], read=lambda *given: fail)
+    monkeypatch.setitem(formats.FORMATS, "torchscript", form)
+    with pytest.raises(ValueError, match="as torchscript cannot be run: RuntimeError: no kernel for this operator$"):
+        formats.write(outcome, "torchscript", tmp_path / "small")
     assert not list(tmp_path.iterdir())
 
 

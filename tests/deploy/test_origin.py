@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
+from torch import nn
 
 import hfp
 import models
@@ -55,6 +57,52 @@ def test_what_makes_no_sense_is_refused(name: str, tmp_path: Path) -> None:
         origin.compact(path)
     assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
     tracemalloc.stop()
+
+
+class Large(nn.Module):
+    """Of 1.2 million parameters, a tenth at a time; nothing can be read off them on the meta device."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = torch.full((10,), 400).tolist()
+        Large.made = 0
+        for width in widths:
+            Large.made += 1
+            self.register_parameter(f"weight{Large.made}", nn.Parameter(torch.zeros(width, 300)))
+
+
+def test_a_network_that_has_no_outline_is_refused_amid(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sum(weight.numel() for weight in origin.bounded(Large, "x", "Large").parameters()) == 1_200_000
+    monkeypatch.setattr(origin, "MOST", 500_000)
+    with pytest.raises(ValueError, match="x asks for a network of more than 500,000 parameters: Large"):
+        origin.bounded(Large, "x", "Large")
+    assert Large.made == 5
+    Large()  # nothing counts any more
+
+
+def test_a_checkpoint_of_a_network_that_has_no_outline(tmp_path: Path) -> None:
+    """torchvision reads the widths of these off tensors."""
+    build = BUILD | {"name": "regnet_y_400mf", "image_size": 32, "in_channels": 3}
+    state = {"phase": "dense", "epoch": 1, "build": build, "wrap": WRAP | {"steps": 4}}
+    checkpoint.save_training(tmp_path / "x", state | {"net": models.build(**build).state_dict()})
+    assert checkpoint.record_of(origin.compact(tmp_path / "x").small).macs > 0
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_compact_file_asks_for_no_network_of_any_size(
+    named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless who reads it does."""
+    small = hfp.wrap(torchvision.models.resnet18(), torch.zeros(1, 3, 64, 64), target_macs=0.5).compact()
+    hfp.save(small, tmp_path / "small.safetensors", model="resnet18")
+    monkeypatch.setattr(origin, "MOST", 1_000_000)
+    if named:
+        origin.compact(tmp_path / "small.safetensors", origin.Wanted(model="resnet18"))
+    else:
+        with pytest.raises(ValueError, match="asks for a network of more than 1,000,000 parameters: resnet18"):
+            origin.compact(tmp_path / "small.safetensors")
 
 
 @pytest.mark.parametrize("ignore", [3, [1], {"a": "b"}])
