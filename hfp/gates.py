@@ -140,12 +140,12 @@ class _Hiding(TorchFunctionMode):
         if name == "__get__":
             return func(*args, **kwargs)
         site = self.position.site(name)
-        if (frame := self.sites.frame_at(site)) and (body := opened(func, args, kwargs)):
+        if (frame := self.sites.frame_at(site, self.position.caller)) and (body := opened(func, args, kwargs)):
             with self.position.within(frame), self:
                 return body(*args, **kwargs)
         if (once := site._replace(number=0)) in self.sites.counted:
             self.met[once] += 1
-        numbers = self.sites.operands_at(site)
+        numbers = self.sites.operands_at(site, self.position.caller)
         if numbers:
             operands = [self.sites.operands[number] for number in numbers]
             gates = [self.gates[number] for number in numbers]

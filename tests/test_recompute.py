@@ -86,3 +86,41 @@ def test_without_gates_checkpoint_is_what_it_was() -> None:
         torch.testing.assert_close(layer.weight.grad, expected)
     with torch.no_grad():
         checkpoint(layer, x, use_reentrant=False)
+
+
+def transformer() -> nn.Module:
+    return nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True)
+
+
+PARTS: dict[str, Callable[[], nn.Module]] = {
+    "norm": lambda: nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)),
+    "softmax": lambda: nn.Sequential(nn.Linear(16, 24), nn.Softmax(-1), nn.Linear(24, 16)),
+    "attention": transformer,
+    "several": lambda: nn.Sequential(transformer(), nn.LayerNorm(16), transformer()),
+}
+
+
+@pytest.mark.parametrize("always", [True, False])
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_that_has_no_code_of_the_users(name: str, always: bool) -> None:
+    """In backward it is not to be seen any more where the model called it."""
+
+    def gradients(recomputed: bool) -> list[Tensor | None]:
+        def run(net: Any, x: Tensor) -> Tensor:
+            for part in (net.part, net.other):
+                if recomputed and (net.training or always):
+                    x = checkpoint(part, net.norm(x), use_reentrant=False)
+                else:
+                    x = part(net.norm(x))
+            return net.last(x)
+
+        torch.manual_seed(0)
+        layers = {"part": PARTS[name](), "other": PARTS[name](), "norm": nn.LayerNorm(16), "first": nn.Linear(5, 16)}
+        model = Net(lambda net, x: run(net, net.first(x)), **layers, last=nn.Linear(16, 3))
+        net = hfp.wrap(model, torch.randn(2, 7, 5), target_macs=0.5, steps=1).train()
+        net.complexity_loss()
+        net(torch.randn(2, 7, 5)).square().mean().backward()
+        return [parameter.grad for parameter in net.parameters()]
+
+    for found, expected in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)

@@ -28,8 +28,12 @@ def source_line() -> str:
     return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
-def caller() -> tuple[CodeType | None, int]:
-    """The same place, as exactly as Python knows it; none where no code of the user's is between us and PyTorch."""
+Caller = tuple[CodeType | None, int]
+NOBODY: Caller = None, 0
+
+
+def caller(otherwise: Caller = NOBODY) -> Caller:
+    """The same place, as exactly as Python knows it; `otherwise` if no code of the user's is between us and PyTorch."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if not _is_library(frame):
@@ -37,10 +41,10 @@ def caller() -> tuple[CodeType | None, int]:
         if is_own(frame) and frame.f_code.co_name in _BEGIN:
             break
         frame = frame.f_back
-    return None, 0
+    return otherwise
 
 
-def line_at(place: tuple[CodeType | None, int]) -> str:
+def line_at(place: Caller) -> str:
     """A place, by what is the same in another process."""
     code, instruction = place
     return "" if code is None else f"{code.co_name}:{code.co_firstlineno}:{instruction}"

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from hfp.model.source import NOBODY, Caller, caller
+
 
 class Site(NamedTuple):
     """The `number`-th call of `function` in the `call`-th call of what is running, in one forward pass."""
@@ -46,11 +48,13 @@ class Position:
         self._frames = [_Frame("", 0, None)]
         self.followed: Any = None
         """The function that is about to be called because the model's code did."""
+        self.caller: Caller = NOBODY
+        """Where the model's code has called what runs, if it is not to be seen any more: in backward."""
 
     def copy(self) -> Position:
         """To go on from here a second time."""
         other = Position(self._names)
-        other.calls = self.calls.copy()
+        other.calls, other.caller = self.calls.copy(), caller(self.caller)
         other._frames = [replace(frame, counts=frame.counts.copy()) for frame in self._frames]
         return other
 

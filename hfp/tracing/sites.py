@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, TypeVar
 
-from hfp.model.source import caller, line_at
+from hfp.model.source import Caller, caller, line_at
 from hfp.tracing.operands import Operand
 from hfp.tracing.position import Site
 
@@ -27,11 +27,11 @@ class Sites:
         self.at, self.opened, self.by_line = _by_site(self.own), _opened(self.own), _by_line(self.own)
         self.counted = self._counted()
 
-    def operands_at(self, site: Site) -> list[int]:
-        """The numbers of the operands of the function that is called there."""
+    def operands_at(self, site: Site, otherwise: Caller) -> list[int]:
+        """The numbers of the operands of the function that is called there; `otherwise`: by whom, if nobody is seen."""
         exact = self.at.get(site) or self.at.get(site._replace(call=0))
         lines = {self.operands[exact[0]].line} if exact else set()
-        return _at_line(site, exact, lines, self.by_line.get((site.inside, site.function))) or []
+        return _at_line(site, otherwise, exact, lines, self.by_line.get((site.inside, site.function))) or []
 
     def _counted(self) -> dict[Site, int]:
         """Site without number -> calls there, at least, where nothing but the number tells one from the other."""
@@ -43,21 +43,24 @@ class Sites:
                 found[site] = max(found.get(site, 0), operand.site.number)
         return found
 
-    def frame_at(self, site: Site) -> str | None:
+    def frame_at(self, site: Site, otherwise: Caller) -> str | None:
         """What runs inside of the function that is called there, if that is taken apart, and has operands."""
         frames, by_line = self.opened
         exact = site.frame if site.frame in frames else None
-        return _at_line(site, exact, frames.get(site.frame, set()), by_line.get((site.inside, site.function)))
+        lines = by_line.get((site.inside, site.function))
+        return _at_line(site, otherwise, exact, frames.get(site.frame, set()), lines)
 
 
-def _at_line(site: Site, exact: T | None, own: Set[str | None], lines: Mapping[str, T | None] | None) -> T | None:
+def _at_line(
+    site: Site, otherwise: Caller, exact: T | None, own: Set[str | None], lines: Mapping[str, T | None] | None
+) -> T | None:
     """`exact`, found in the trace at lines of its `own`; unless a loop takes another number of turns than there.
 
     `lines`: what stands at lines of code by which this function is called; None where that is not always the same.
     """
     if lines is None or (exact is not None and None in own):
         return exact
-    here = line_at(caller())
+    here = line_at(caller(otherwise))
     if exact is not None and here in own:
         return exact
     if here in lines and lines[here] is None:
