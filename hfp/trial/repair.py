@@ -25,7 +25,7 @@ from hfp.tracing.play import Subject
 from hfp.tracing.position import Site
 from hfp.tracing.run import Called, Run
 from hfp.tracing.told import Attribute, Reckoned, Told, sizes
-from hfp.trial.misfit import Misfit
+from hfp.trial.misfit import Extent, Misfit
 from hfp.trial.scaling import NOT_AT_ALL
 from hfp.trial.trial import asked_from, still_other
 
@@ -299,13 +299,14 @@ class Repairs:
         once = () if misfit.extent is None else (misfit.extent.ids.unique(),)
         for path, name in number.of:
             value = get_size(self.modules[path], name)
-            if (path, name) in known and misfit.extent is not None:
-                yield from _multiples(misfit.extent.ids, known[path, name])
             for ids in (*once, *misfit.touched, *near(misfit.place.module)):
                 if len(ids) == value and (path, name) not in known:
                     yield Repair(ids, (path, name))
                 elif len(ids) == value:
                     yield Repair(ids, others=known[path, name])
+        for attribute in number.of:
+            if attribute in known and misfit.extent is not None:
+                yield from _multiples(misfit.extent, known[attribute])
 
     def _attributes(self, path: str, ids: Tensor) -> Iterator[Repair]:
         """Integers of the module, or of one around it, that are as large as the length is."""
@@ -346,11 +347,15 @@ def _modules_of(repairs: Iterable[Repair]) -> list[tuple[str, set[str]]]:
     return sorted(paths.items())
 
 
-def _multiples(a: Tensor, b: Tensor) -> Iterator[Repair]:
-    """`2 * width`, `width // 2`: the shorter axis as often as it fits into the longer one."""
-    shorter, longer = sorted((a, b), key=len)
-    if len(shorter) < len(longer) and len(longer) % len(shorter) == 0:
-        yield Repair(longer, others=shorter.repeat(len(longer) // len(shorter)))
+def _multiples(extent: Extent, counted: Tensor) -> Iterator[Repair]:
+    """`2 * width`, `width // 2`: the shorter axis as often as it fits into the longer one.
+
+    `counted`: by the attribute. Of a length that is so many times what it counts, the cut network has as many times.
+    """
+    shorter, longer = sorted((extent.ids, counted), key=len)
+    times, rest = divmod(len(longer), len(shorter))
+    if times > 1 and not rest and (longer is counted or int(extent.found) % times == 0):
+        yield Repair(longer, others=shorter.repeat(times))
 
 
 def _asks_for_a_guess(misfit: Misfit) -> bool:
