@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfp.cutting.surgery import live
 from hfp.labels import ANY, FIXED, Labels, prunable
 from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
 from hfp.rules.pointwise import POINTWISE
 from hfp.tracing.position import Site
 from hfp.tracing.run import Called
-from hfp.tracing.told import ASKING, asked, parts_asked
+from hfp.tracing.told import ASKING, Reckoned, asked, parts_asked
 from hfp.tracing.watcher import Step
 from hfp.trial import scaling
 from hfp.trial.cut import Cut
@@ -112,10 +113,16 @@ class Blame:
             extent
             for axis, (ids, length, want, got) in enumerate(zip(labels, dense, predicted, found, strict=True))
             if ids is not None and got not in (want, -1) and (counted or not bool((ids == ANY).all()))
-            for extent in self._constants(axis, ids, got - want)
-            or [Extent(axis, ids, length, want, got, self._followed(at, ids, got) if got != length else ())]
+            for extent in self._constants(axis, ids, got - want) or [self._extent(at, axis, ids, length, want, got)]
         ]
         return [extent for extent in extents if extent.found == extent.dense] or extents  # the others may follow these
+
+    def _extent(self, at: int, axis: int, ids: Tensor, dense: int, predicted: int, found: int) -> Extent:
+        if not isinstance(found, Reckoned):  # nor is a number in the code what something else has
+            return Extent(axis, ids, dense, predicted, found, self._followed(at, ids, found) if found != dense else ())
+        counted = {attribute: self.cut.table.attributes.get(attribute) for attribute in found.of}
+        counts = {attribute: len(live(ids, self.cut.stays)) for attribute, ids in counted.items() if ids is not None}
+        return Extent(axis, ids, dense, predicted, found, self._followed(at, ids, found), counts)
 
     def _constants(self, axis: int, ids: Tensor, more: int) -> list[Extent]:
         """The constants along an axis that is longer than predicted, if that is since they are as long as before."""

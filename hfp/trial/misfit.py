@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from hfp.channels import ChannelTable
 from hfp.labels import FIXED, NO_IDS, Ledger, Pin, Place, prunable
 from hfp.tracing.operands import Operand
+from hfp.tracing.told import Attribute
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Extent:
     """In the cut network."""
     followed: tuple[Tensor, ...]
     """Other labels, as many in the dense network as there are here, and as many left as were found."""
+    counts: Mapping[Attribute, int] = field(default_factory=dict)
+    """What the attributes that the length is reckoned from count in the cut network."""
 
 
 @dataclass(frozen=True)

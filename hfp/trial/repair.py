@@ -109,12 +109,15 @@ class Repairs:
         new = [misfit for misfit in found if _with_length(misfit) not in self.looked_at]
         # The same axis may be met in several ways; as different tries, they would use up the few that there are.
         near = cache(partial(self._seen_in, table))
-        candidates = {m.key: list({r.key(): r for r in self._candidates(m, table, near)}.values()) for m in new}
+        candidates = {}
+        for m in new:
+            every = {r.key(): r for r in self._candidates(m, table, near)}.values()
+            candidates[m.key] = [repair for repair in every if not _is_idle(repair, table)]
         unsure = [m.key for m in new if _asks_for_a_guess(m) and not any(repair.sure for repair in candidates[m.key])]
         informed = self._informed({key: candidates[key] for key in unsure}, table)
         scalings = {m.key: [Repair(scaling.channels, scaling=scaling) for scaling in m.scalings] for m in new}
-        every = {**candidates, **informed}
-        self.left |= {key: iter(scalings[key][:MOST] + some[:MOST]) for key, some in every.items()}
+        left = {**candidates, **informed}
+        self.left |= {key: iter(scalings[key][:MOST] + some[:MOST]) for key, some in left.items()}
         self.looked_at |= {_with_length(misfit) for misfit in new}
 
     def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> bool:
@@ -272,6 +275,7 @@ class Repairs:
 
     def _candidates(self, misfit: Misfit, table: ChannelTable, near: Near) -> Iterator[Repair]:
         extent = misfit.extent
+        ties = () if extent is None else [Repair(extent.ids, others=others) for others in extent.followed]
         if extent is None:
             for ids in (*misfit.touched, *near(misfit.place.module)):
                 yield from self._attributes(misfit.place.module, ids)
@@ -280,6 +284,8 @@ class Repairs:
         elif extent.found == extent.dense:
             if isinstance(extent.found, Reckoned):
                 yield from self._made_of(extent.found, misfit, near)
+                yield from ties
+                yield from self._multiples(extent.found, extent)
             yield from self._attributes(misfit.place.module, extent.ids)
         else:
             for repair in self.kept:  # an attribute that was changed is asked for here as well
@@ -288,9 +294,10 @@ class Repairs:
                 path, name = repair.attribute
                 if _within(misfit.place.module, path) and misfit.key in self._asks(name, {path}, table):
                     yield Repair(extent.ids, repair.attribute, sure=True)
-            yield from (Repair(extent.ids, others=others) for others in extent.followed)
+            yield from ties
             if isinstance(extent.found, Reckoned):
                 yield from self._made_of(extent.found, misfit, near)
+                yield from self._multiples(extent.found, extent)
 
     def _made_of(self, number: Reckoned, misfit: Misfit, near: Near) -> Iterator[Repair]:
         """The axes that one of the attributes may count of which a number is made."""
@@ -304,9 +311,22 @@ class Repairs:
                     yield Repair(ids, (path, name))
                 elif len(ids) == value:
                     yield Repair(ids, others=known[path, name])
+
+    def _multiples(self, number: Reckoned, extent: Extent) -> Iterator[Repair]:
+        """`2 * width`, `width // 2`: the shorter axis as often as it fits into the longer one.
+
+        Of a length that is so many times what an attribute counts, the cut network has as many times.
+        """
+        known = {repair.attribute: repair.ids for repair in self.kept}
         for attribute in number.of:
-            if attribute in known and misfit.extent is not None:
-                yield from _multiples(misfit.extent, known[attribute])
+            if attribute not in known or attribute not in extent.counts:
+                continue
+            ends = (extent.ids, int(number)), (known[attribute], extent.counts[attribute])
+            (shorter, few), (longer, many) = sorted(ends, key=lambda end: len(end[0]))
+            times, rest = divmod(len(longer), len(shorter))
+            asked = many == times * few if longer is extent.ids else few == many // times
+            if times > 1 and not rest and asked:
+                yield Repair(longer, others=shorter.repeat(times))
 
     def _attributes(self, path: str, ids: Tensor) -> Iterator[Repair]:
         """Integers of the module, or of one around it, that are as large as the length is."""
@@ -347,15 +367,10 @@ def _modules_of(repairs: Iterable[Repair]) -> list[tuple[str, set[str]]]:
     return sorted(paths.items())
 
 
-def _multiples(extent: Extent, counted: Tensor) -> Iterator[Repair]:
-    """`2 * width`, `width // 2`: the shorter axis as often as it fits into the longer one.
-
-    `counted`: by the attribute. Of a length that is so many times what it counts, the cut network has as many times.
-    """
-    shorter, longer = sorted((extent.ids, counted), key=len)
-    times, rest = divmod(len(longer), len(shorter))
-    if times > 1 and not rest and (longer is counted or int(extent.found) % times == 0):
-        yield Repair(longer, others=shorter.repeat(times))
+def _is_idle(repair: Repair, table: ChannelTable) -> bool:
+    """Whether it ties what is the same already."""
+    channels = [table.channel_of[ids] for ids in (repair.ids, repair.others) if ids is not None]
+    return len(channels) == 2 and torch.equal(*channels)
 
 
 def _asks_for_a_guess(misfit: Misfit) -> bool:

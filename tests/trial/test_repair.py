@@ -490,3 +490,34 @@ def test_heads_of_all_examples_in_one_axis_are_heads(batch: int) -> None:
         check_cut(model, table, keep, ((torch.randn(4, batch, 8, dtype=torch.float64),), {}), 1e-10)
         x, small = torch.randn(6, batch + more, 8, dtype=torch.float64), compact(model, table, keep)
         torch.testing.assert_close(Gated(model, table, keep)(x), small(x))
+
+
+class Block(nn.Module):
+    """Attention that reads the width of a head off its input; with one projection, or with three."""
+
+    def __init__(self, width: int, heads: int, parts: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.norm, self.mix = nn.LayerNorm(width), nn.Linear(width, width)
+        self.given = nn.ModuleList(nn.Linear(width, 3 * width // parts) for _ in range(parts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        y, h = self.norm(x), self.num_heads
+        if len(self.given) == 1:
+            q, k, v = self.given[0](y).reshape(b, n, 3, h, c // h).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q, k, v = (give(y).view(b, n, h, c // h).transpose(1, 2) for give in self.given)
+        scores = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return x + self.mix((scores @ v).transpose(1, 2).reshape(b, n, c))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(
+    "width, heads, depth", [(16, 2, 3), (16, 8, 1), (16, 8, 3), (24, 2, 4), (24, 12, 3), (48, 6, 2)]
+)
+def test_widths_of_heads_that_are_read_off_the_input(width: int, heads: int, depth: int, parts: int) -> None:
+    """Whatever divides what: a width of a head may be a multiple of their number by chance, or as many as are left."""
+    blocks = [Block(width, heads, parts) for _ in range(depth)]
+    table = trace(nn.Sequential(nn.Linear(5, width), *blocks, nn.Linear(width, 4)), torch.randn(2, 9, 5))
+    assert sorted(group.width for group in table.groups) == sorted([heads, width // heads])
