@@ -41,12 +41,17 @@ _SCALED: dict[Callable[..., Any], Callable[..., Any]] = {
 
 def _plain_linear(x: Any, weight: Any, bias: Any = None) -> bool:
     """Whether a linear layer is given nothing unusual."""
-    return bool(x.dim() > 1 and weight.dim() == 2 and (bias is None or bias.dim() == 1))
+    return bool(x.dim() > 1 and weight.dim() == 2 and (bias is None or bias.dim() == 1)) and not mapped()
 
 
 def _plain_matmul(a: Any, b: Any) -> bool:
     """Whether both operands are batches of matrices: of others, PyTorch makes these first."""
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() > 2 and b.dim() > 2
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() > 2 and b.dim() > 2 and not mapped()
+
+
+def mapped() -> bool:
+    """Whether this runs inside of `torch.vmap` or another transform: tensors hide axes there, operators show them."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 AT_ONCE: dict[Callable[..., Any], Callable[..., bool]] = {

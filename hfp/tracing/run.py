@@ -28,7 +28,7 @@ from hfp.model.eager import eagerly
 from hfp.model.inputs import placed, shape_of
 from hfp.model.source import caller, first_line, line_at
 from hfp.rules.own import OwnRuleError
-from hfp.tracing.functions import Around, Functions
+from hfp.tracing.functions import Around, Functions, mapped
 from hfp.tracing.modes import Modes
 from hfp.tracing.numbering import numbered
 from hfp.tracing.operands import Operand
@@ -273,6 +273,8 @@ _ONE = tree_flatten(None)[1]
 def _recorder(watcher: Watcher, taken: list[Step], calls: dict[Site, Called], seen: Run) -> Around:
     def around(site: Site, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
         out = call()
+        if mapped():
+            return out
         leaves, spec = ([out], _ONE) if isinstance(out, Tensor) else tree_flatten(out)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if tensors or watcher.real:  # then also numbers that were read off values
