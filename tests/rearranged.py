@@ -196,6 +196,29 @@ def folded_patches() -> Net:
     return Net(run, a=conv(3, 24), b=conv(6, 4))
 
 
+@specimen(least=AB)
+def folded_in_the_batch() -> Net:
+    """The frames of each channel, as of a source, are put together by themselves."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        b, c, height, width = h.shape
+        h = F.fold(h.reshape(b * c, height, width), (1, height + width - 1), (1, height))
+        return net.b(h.reshape(b, c, 1, -1))
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4, 1))
+
+
+@specimen(least=AB)
+def unfolded_in_the_batch() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        b, c, height, width = h.shape
+        return net.b(F.unfold(h.reshape(b * c, 1, height, width), 2).reshape(b, c, 4, -1))
+
+    return Net(run, a=conv(3, 6), b=conv(6, 4, 1))
+
+
 @specimen(least="a mix b.weight/1")
 def unfolded_and_folded() -> Net:
     """As in MobileViT: linear layers see pixels of one place in all patches."""

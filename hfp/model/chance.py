@@ -85,13 +85,11 @@ class NoChance(TorchDispatchMode):
             x, noise, lower, upper, *_ = given
             noise.copy_(torch.where(x < 0, (lower + upper) / 2, 1.0))  # what the backward pass multiplies by
             return func(x, noise, lower, upper, False)
-        if "dropout_p" in (named := _by_name(func, args, kwargs)):  # a fused attention
+        names = [argument.name for argument in func._schema.arguments]
+        named = dict(zip(names, args, strict=False)) | kwargs
+        if "dropout_p" in names:  # a fused attention
             return func(**named | {"dropout_p": 0.0})
         return _told(name, func(*args, **kwargs), named)
-
-
-def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    return dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
 
 
 def _told(name: str, out: Tensor, given: dict[str, Any]) -> Tensor:

@@ -20,7 +20,7 @@ from hfp.cutting import surgery
 from hfp.explain import phrase
 from hfp.model import outputs
 from hfp.model.ambient import plainly
-from hfp.model.copies import shared_functions
+from hfp.model.copies import copied, shared_functions
 from hfp.model.inputs import Arguments, arguments, home, placed, rebuild, tells_values
 from hfp.model.source import first_line
 from hfp.proof import gradients
@@ -235,7 +235,7 @@ class Proof:
         for double, chance in ((True, False), (True, True), (False, False)):
             model, arguments, tolerance = self.model, self.arguments, self.tolerance
             if double:
-                twin = surgery.compact(model, self.table, whole)
+                twin = copied(model, {})  # not `compact` of all: that has other attention in the place of PyTorch's
                 device = _to_double(twin, self.device)
                 if device is None:
                     continue

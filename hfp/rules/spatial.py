@@ -42,22 +42,20 @@ def _off_space(ledger: Ledger, call: Call, labels: list[Tensor | None]) -> Label
 
 def im2col(ledger: Ledger, call: Call) -> Labels:
     """`(input, kernel, ...)`: (B, C, H, W) to (B, C * kernel, positions); a channel becomes as many as it has taps."""
-    ids = call.ids(call.args[0], -3)
-    labels: list[Tensor | None] = [None] * call.out.dim()
-    labels[-2] = None if ids is None else ids.repeat_interleave(prod(call.args[1]))
-    _off_space(ledger, call, list(call.labels(call.args[0])))
-    return tuple(labels)
+    *batch, ids, height, width = call.labels(call.args[0]) or (None,) * call.args[0].dim()
+    _off_space(ledger, call, [height, width])
+    return *batch, None if ids is None else ids.repeat_interleave(prod(call.args[1])), None
 
 
 def col2im(ledger: Ledger, call: Call) -> Labels:
     """`(input, size, kernel, ...)`: the inverse; the taps of a channel go together."""
-    ids = call.ids(call.args[0], -2)
-    labels: list[Tensor | None] = [None] * call.out.dim()
+    *batch, ids, places = call.labels(call.args[0]) or (None,) * call.args[0].dim()
+    _off_space(ledger, call, [places])
     if ids is not None:
-        ids = ids.reshape(-1, prod(call.args[2]))
-        ledger.tie(ids[:, :1], ids, call.place)
-        labels[-3] = ids[:, 0] if len(ids) > 1 else None
-    return tuple(labels)
+        taps = ids.reshape(-1, prod(call.args[2]))
+        ledger.tie(taps[:, :1], taps, call.place)
+        ids = taps[:, 0] if len(taps) > 1 else None
+    return *batch, ids, None, None
 
 
 def rot90(ledger: Ledger, call: Call) -> Labels:

@@ -27,8 +27,15 @@ def attended(h: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(heads, heads, heads, dropout_p=0.3).flatten(1)
 
 
+def sampled_and_attended(h: Tensor) -> Tensor:
+    """Nothing is dropped here, so that nothing is said of it."""
+    heads = sampled(h).view(len(h), 1, 2, -1)
+    return F.scaled_dot_product_attention(heads, heads, heads).flatten(1)
+
+
 DRAWS: list[Callable[[Tensor], Tensor]] = [
-    F.dropout, F.alpha_dropout, sampled, attended, F.rrelu, torch.relu, lambda h: torch.normal(h, 1.0),
+    F.dropout, F.alpha_dropout, sampled, attended, sampled_and_attended, F.rrelu, torch.relu,
+    lambda h: torch.normal(h, 1.0),
     lambda h: F.rrelu(h, training=True),
     lambda h: torch.bernoulli(h.sigmoid()), lambda h: h * torch.empty_like(h).uniform_(0.5, 1.0),
     lambda h: h + torch.distributions.Normal(torch.zeros_like(h), torch.ones_like(h)).rsample(),

@@ -361,3 +361,34 @@ def test_a_codebook_that_the_first_batch_sets_up_is_to_be_set_up_before() -> Non
     model(x)
     net = hfp.wrap(model, x, target_macs=0.5, steps=1)
     assert net.eval().compact().a.out_features == 6  # type: ignore[union-attr]
+
+
+class Attended(nn.Module):
+    """PyTorch's own attention, which a cut network has hfp's in the place of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mix = nn.Linear(6, 16), nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.mix(self.first(x)))
+
+
+def test_the_judge_of_a_network_with_attention_is_that_network() -> None:
+    torch.manual_seed(0)
+    net = hfp.wrap(Attended(), torch.randn(2, 8, 6), target_macs=0.5, steps=1)
+    net.complexity_loss()
+    judge = net.proof()._judge()
+    assert judge.dtype == torch.float64 and type(judge.model.mix.self_attn) is nn.MultiheadAttention  # type: ignore[union-attr]
+    assert judge.compared(net.keep)[0] < 1e-12
+    assert judge.compared_gradients(net.keep)[0] < 1e-9
+    with torch.autocast("cpu", torch.bfloat16):  # in which the first comparison is too coarse
+        net.compact()
+
+
+def test_attention_in_half_precision() -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, x = Attended().bfloat16(), torch.randn(2, 30, 6, dtype=torch.bfloat16)
+        hfp.verify(model, hfp.trace(model, x))
