@@ -21,7 +21,7 @@ from hfp.model.ambient import plainly
 from hfp.proof.verify import Proof
 from hfp.threshold import smallest, threshold
 
-STOPPED = 2**62  # in place of the number of steps taken; an average of both is still more steps than anybody takes
+STOPPED = 2**62  # `step` once stopped; so large that an average of it with a real count still reads as stopped
 SURELY_TRAINED = 32  # steps after which gates that an optimizer has should have changed
 
 

@@ -196,6 +196,34 @@ def folded_patches() -> Net:
     return Net(run, a=conv(3, 24), b=conv(6, 4))
 
 
+def written(write: Callable[[Any, int, Tensor], None]) -> Net:
+    """A tensor that the forward makes, writes to slice by slice, and flattens."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        out = torch.zeros(h.shape[0], 3, *h.shape[1:], dtype=h.dtype)
+        for k in range(3):
+            write(out, k, h * (k + 1))
+        return net.b(out.flatten(1, 2))
+
+    return Net(run, a=conv(3, 6), b=conv(18, 4))
+
+
+@specimen(least=AB)
+def written_slice_by_slice() -> Net:
+    return written(lambda out, k, h: out.__setitem__((slice(None), k), h))
+
+
+@specimen(least=AB)
+def added_slice_by_slice() -> Net:
+    return written(lambda out, k, h: out.__setitem__((slice(None), k), out[:, k] + h))
+
+
+@specimen(least=AB)
+def added_to_zeros() -> Net:
+    return written(lambda out, k, h: out.add_(h[:, None] * k))
+
+
 @specimen(least=AB)
 def folded_in_the_batch() -> Net:
     """The frames of each channel, as of a source, are put together by themselves."""

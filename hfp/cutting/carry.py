@@ -84,7 +84,7 @@ def _owner(scheduler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> torch
         raise ValueError("a scheduler goes with its optimizer: net.compact(optimizer=optimizer, scheduler=scheduler)")
     own = getattr(scheduler, "optimizer", None) or getattr(getattr(scheduler, "scheduler", None), "optimizer", None)
     found = [each for each in optimizers if own is not None and each.param_groups is own.param_groups]
-    return found[0] if found else optimizers[0]  # what belongs to none of them is refused there
+    return found[0] if found else optimizers[0]  # an unknown one is refused by `_schedulers`
 
 
 def _only_gates(group: dict[str, Any], gates: nn.Parameter) -> bool:

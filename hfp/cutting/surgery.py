@@ -39,7 +39,7 @@ class Record:
     params: int
     targets: dict[str, Any]
     places: Places = field(default_factory=dict)
-    """Where that is, for a table with other numbers; nowhere in files that are older."""
+    """The same cut as indices of tensors, for a table with other channel numbers; empty in older files."""
 
 
 def compact(model: nn.Module, table: ChannelTable, keep: Tensor) -> nn.Module:

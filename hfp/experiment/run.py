@@ -188,7 +188,7 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def lines(self) -> list[dict[str, Any]]:
-        """The whole lines of metrics.jsonl; a last one cut short by a crash is left out."""
+        """The lines of metrics.jsonl; those that are none, such as a last one cut short by a crash, are left out."""
         if not self.metrics.exists():
             return []
         found = []

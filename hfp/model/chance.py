@@ -53,7 +53,7 @@ def forked(seed: int | None = None) -> Iterator[None]:
 
 
 def _in_use() -> str | None:
-    """The kind of accelerator on which numbers may have been drawn; that of one never used would be set for good."""
+    """The accelerator, if it has been initialised: to ask an unused one for its state would initialise it."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     module = None if device is None else torch.get_device_module(device)
     if device is None or not hasattr(module, "set_rng_state"):

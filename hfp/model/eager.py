@@ -16,7 +16,7 @@ import torch
 
 _lock = Lock()
 _stances: list[Any] = []
-"""One for each `eagerly` that lasts, in any thread: what the first has changed, for all, is put back by the last."""
+"""One entry for each `eagerly` in force, in any thread: the last to leave restores what the first has found."""
 _unscripted = 0
 """The number of those that have made scripted functions run as Python."""
 _Scripted: Any = torch._C.ScriptFunction

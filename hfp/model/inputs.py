@@ -126,7 +126,7 @@ def example_for(description: Mapping[str, Any], model: nn.Module) -> Arguments:
 def batched(inputs: Arguments, size: int) -> Arguments | None:
     """The first example of the inputs, `size` times.
 
-    Where not all tensors among them are for equally many examples (a list of pictures, say): None, for one themselves.
+    None if the tensors do not share one batch size (a list of pictures, say); for a `size` of 1 the inputs as they are.
 
     >>> batched(((torch.tensor([[1, 2], [3, 4]]),), {}), 3)
     ((tensor([[1, 2],

@@ -230,7 +230,10 @@ class Proof:
                     self.written[name] = None
 
     def _judge(self) -> Proof:
-        """The same in float64, without chance, or both, if the model takes it: with nothing cut, all is the same."""
+        """The same comparison without rounding and chance: in float64, with one number for every draw, or both.
+
+        The first of them in which a copy with nothing cut agrees; if none does, this one.
+        """
         whole = torch.ones(self.table.channels, dtype=torch.bool)
         for double, chance in ((True, False), (True, True), (False, False)):
             model, arguments, tolerance = self.model, self.arguments, self.tolerance
@@ -366,7 +369,7 @@ def _in_full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _to_double(model: nn.Module, device: torch.device) -> torch.device | None:
-    """Make a model float64 where it is; there are devices without float64, then on the CPU. Where its inputs belong."""
+    """Convert to float64 in place, on the CPU if the device has none. The device that inputs have to be on."""
     for move, place in ((nn.Module.double, device), (lambda model: model.cpu().double(), torch.device("cpu"))):
         try:
             move(model)

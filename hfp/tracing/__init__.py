@@ -1,1 +1,4 @@
-"""One run of the model on the meta device, watched: which channels of which tensors go together, and who reads them."""
+"""Watched runs of the model: which channels of which tensors go together, and who reads them.
+
+On shapes alone, or on numbers where its code looks at values; in evaluation mode, and in training mode if that differs.
+"""

@@ -100,7 +100,8 @@ class Functions(TorchFunctionMode):
             return out
         if self.pretended and any(isinstance(value, torch.device) for value in values_in((args, kwargs))):
             args, kwargs = tree_map(self._actual, (args, kwargs))
-        args, kwargs = self.watcher.to_meta((args, kwargs), numbers=name == "einsum")
+        writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        args, kwargs = self.watcher.to_meta((args, kwargs), numbers=name == "einsum", writes=writes)
         if self.watcher.is_paused:  # inside a module that has a rule
             return func.forward(*args, **kwargs) if isinstance(func, Whole) else func(*args, **kwargs)
         ledger = self.watcher.ledger

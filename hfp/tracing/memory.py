@@ -84,7 +84,7 @@ class Memory:
         return ()
 
     def write_through(self, view: Tensor, labels: Labels) -> None:
-        """These labels were written into a view. Where the first tensor on its storage is alike all along, it has them.
+        """These labels were written into a view; where the tensor that it is a view of was uniform, it takes them over.
 
         `out = torch.zeros(b, n, c)` has the channels of h once `out[:, 0] = h` has run.
         """

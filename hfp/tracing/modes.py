@@ -39,7 +39,7 @@ class Modes:
 
     def __init__(self, model: nn.Module, watcher: Watcher) -> None:
         self._watcher = watcher
-        # Who changes more than `training` when the mode changes needs not ask for it afterwards.
+        # A module that overrides `train()` may store what it needs there, and never read `training`.
         self._differ = any(type(m).train is not nn.Module.train or "train" in vars(m) for m in model.modules())
         self._own, self._thread = set(model.modules()), get_ident()
         self._asked: set[nn.Module] = set()

@@ -118,9 +118,9 @@ def hide(operands: Sequence[Operand], gates: Sequence[Tensor], args: Any, kwargs
 
 
 def with_periods(operands: Sequence[Operand]) -> list[Operand]:
-    """The same, told where a batch of another size makes the axis longer or shorter: `x.view(1, b * c, h, w)`.
+    """The same; those whose axis holds the same channels once per example are marked, so that any batch size fits.
 
-    The model was run with two examples at least in training, and maybe with one besides.
+    `x.view(1, b * c, h, w)` makes such an axis. Known from runs with two examples, and maybe with one besides.
     """
     periods = {_argument(operand): channels for operand in operands if len(channels := _once(operand.channels))}
     found = []

@@ -129,7 +129,7 @@ def run(subject: Subject, ptflops: bool) -> Run:
         except NeedsValues:
             if real or not subject.names.tensors:
                 raise
-            # What its code computes but once (positions behind an `lru_cache`) is not to tell runs apart.
+            # It runs unwatched first, so that caches (`lru_cache`) are filled and every watched run sees the same code.
             failure = _failure(subject)
             if failure is not None and not any(tensor.is_meta for tensor in subject.names.tensors.values()):
                 raise _does_not_run(subject, failure) from failure

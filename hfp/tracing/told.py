@@ -32,7 +32,7 @@ Attribute = tuple[str, str]
 
 @dataclass
 class Span:
-    """How long numbers remember: a model's code may keep them, in the cache of a function, and give them to another."""
+    """Until when numbers remember what they are made of: a cache in the model's code may outlive the trace."""
 
     over: bool = False
 
@@ -134,7 +134,7 @@ class Marked:
 
 @contextmanager
 def unremembered() -> Iterator[None]:
-    """einops keeps what it has made of lengths, and gives it to all that are equal, wherever they are from."""
+    """einops caches by value, so that a cached recipe would carry the origin of an equal length from elsewhere."""
     library: Any = sys.modules.get("einops.einops")
     kept = getattr(library, "_reconstruct_from_shape", None)
     direct = getattr(library, "_reconstruct_from_shape_uncached", None)

@@ -101,6 +101,8 @@ class Watcher(TorchDispatchMode):
             self._memory.label(tensor, ledger.labels(name))
             self._memory.meet(tensor, stored=True)
         self._on_meta = WeakIdKeyDictionary()
+        self._moved = WeakIdKeyDictionary()
+        """Tensors that the model's code has made elsewhere, and what it has on the meta device was written to."""
         self._largest = WeakIdKeyDictionary()
         """Indices of largest and smallest numbers, and the labels of the axis that they are indices of."""
 
@@ -272,13 +274,18 @@ class Watcher(TorchDispatchMode):
         """What is on the memory of one that no operator made, and is not the whole of it, is pinned."""
         self._pin(self._memory.adopt(tensor), "is used through a tensor that no operator made", "a new tensor")
 
-    def to_meta(self, arguments: Any, numbers: bool = False) -> Any:
+    def to_meta(self, arguments: Any, numbers: bool = False, writes: bool = False) -> Any:
         """Arguments of one function on one device: the meta device, if one of them is there.
 
-        `numbers`: also tensors without an axis, which most functions take from anywhere.
+        `numbers`: also tensors without an axis, which most functions take from anywhere. `writes`: the function writes
+        to the first one, which is there from then on.
         """
-        if len({x.is_meta for x in tensors_in(arguments)}) < 2:
+        tensors = tensors_in(arguments)
+        moved = bool(self._moved) and any(x in self._moved for x in tensors)
+        if not moved and len({x.is_meta for x in tensors}) < 2:
             return arguments
+        if writes and not tensors[0].is_meta:
+            self._moved[tensors[0]] = True
         with self.paused():
             return tree_map(lambda value: self._to_meta(value, numbers), arguments)
 

@@ -129,7 +129,7 @@ class Sets:
 class CutLedger(Ledger):
     """The ledger of a cut network: factors and products are not new ids, but those that the table knows.
 
-    What it would be told is known already, so it does not listen.
+    All ties, pins and asks are known from the dense run, so they are ignored here.
     """
 
     sets: Sets = field(default_factory=lambda: Sets(0))

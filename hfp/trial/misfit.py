@@ -80,11 +80,11 @@ class Pins:
             pinned[channels] = True
             reason = f"does not follow when channels go: the cut network {misfit.how}"
             if extent is None:
-                self._guess(misfit, axes, reason, table)
+                self._guess(misfit, axes, reason)
             else:
                 self.ledger.pins.append(Pin(axes[0], reason, misfit.place))
 
-    def _guess(self, misfit: Misfit, axes: Sequence[Tensor], reason: str, table: ChannelTable) -> None:
+    def _guess(self, misfit: Misfit, axes: Sequence[Tensor], reason: str) -> None:
         before = self.guessed.setdefault(misfit.key, [])
         tried = torch.cat([NO_IDS, *(pin.ids for pin in before)])
         new = [ids for ids in axes if not bool(torch.isin(ids[ids >= 0], tried).any())]

@@ -121,9 +121,9 @@ class Repairs:
         self.looked_at |= {_with_length(misfit) for misfit in new}
 
     def _keep(self, found: Sequence[Misfit], new: Sequence[Misfit]) -> bool:
-        """Of what was tried: what is asked for there, or helped while nothing else went wrong for it, or before it.
+        """Keep those tried repairs that were asked for, or that helped and broke nothing.
 
-        Whether a guess ended the run before it came to what was to be repaired.
+        Whether the run ended before one of the guesses could be judged.
         """
         wrong, sites = {misfit.key for misfit in found}, {key[0] for key in self.trying}
         unseen: dict[str | None, dict[tuple[Any, ...], tuple[Misfit, Repair]]] = defaultdict(dict)
