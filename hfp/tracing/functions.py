@@ -23,7 +23,7 @@ from hfp.rules.call import values_in
 from hfp.rules.own import Whole
 from hfp.tracing.numbers import MAKERS
 from hfp.tracing.opened import attention, opened, unscaled_scores
-from hfp.tracing.operands import Operand, find
+from hfp.tracing.operands import Operand, find, writes_in_place
 from hfp.tracing.position import Site
 from hfp.tracing.sizes import SIZE_FREE_FUNCTIONS, axes_read, tells_size
 from hfp.tracing.told import SLICING, bounds_reckoned
@@ -100,7 +100,7 @@ class Functions(TorchFunctionMode):
             return out
         if self.pretended and any(isinstance(value, torch.device) for value in values_in((args, kwargs))):
             args, kwargs = tree_map(self._actual, (args, kwargs))
-        writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        writes = name == "__setitem__" or writes_in_place(name)
         args, kwargs = self.watcher.to_meta((args, kwargs), numbers=name == "einsum", writes=writes)
         if self.watcher.is_paused:  # inside a module that has a rule
             return func.forward(*args, **kwargs) if isinstance(func, Whole) else func(*args, **kwargs)

@@ -70,7 +70,7 @@ def find(
     (`factors_of`, (n, k)) along one axis each, or channels along one axis that stand beside each other on the merged
     one. Empty where hiding is not possible.
     """
-    if function in ("__ior__", "__iadd__") or _in_place(function):
+    if function in ("__ior__", "__iadd__") or writes_in_place(function):
         return []
     if kwargs.get("out") is not None or function not in LEAVES.get(ask.how, function).split():
         return []
@@ -95,7 +95,7 @@ def find(
     return [place for place, fits in zip(carried, same, strict=True) if any(fits)]
 
 
-def _in_place(function: str) -> bool:
+def writes_in_place(function: str) -> bool:
     return function.endswith("_") and not function.endswith("__")
 
 
@@ -160,7 +160,7 @@ def _hidden(x: Tensor, gate: Tensor, operand: Operand) -> Tensor:
     gate = gate.to(x.device, torch.promote_types(gate.dtype, x.dtype.to_real()))
     if operand.how == "power":
         factor = (gate.detach().sum() / len(gate)).pow(operand.power).to(x.dtype)
-        in_place = operand.site.function in ("__imul__", "__itruediv__") or _in_place(operand.site.function)
+        in_place = operand.site.function in ("__imul__", "__itruediv__") or writes_in_place(operand.site.function)
         return x.mul_(factor) if in_place else x * factor
     shape = [len(gate) if axis == operand.axis else 1 for axis in range(-x.dim(), 0)]
     if operand.how in ("lowest", "highest"):
