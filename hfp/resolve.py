@@ -65,7 +65,10 @@ def resolve(ledger: Ledger) -> Numbering:
         number[left[several]] = count + index
     of = number[:-1].index_select(0, root)
     held = why[:-1].clone()
-    held.scatter_reduce_(0, left, why[factors].amin(1) if factors.shape[1] else why[left], "amin")
+    if factors.shape[1]:  # a product could be cut until the last of its factors was held
+        reasons = why[factors]
+        last = reasons.masked_fill(reasons == len(pins), -1).amax(1)
+        held.scatter_reduce_(0, left, torch.where(last < 0, len(pins), last), "amin")
     return Numbering(count, table, of, held.index_select(0, root), pins)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from operator import attrgetter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -234,15 +235,15 @@ def test_a_network_without_channels() -> None:
 
 
 class Elsewhere(nn.Module):
-    """Reads its weights from a list, in which nothing can stand in for them."""
+    """Reads its weights from an object of its own, in which nothing can stand in for them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(3, 8))
-        self.held = [self.first, self.second]
+        self.held = SimpleNamespace(first=self.first, second=self.second)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x @ self.held[0].T).relu() @ self.held[1].T
+        return (x @ self.held.first.T).relu() @ self.held.second.T
 
 
 def test_parameters_that_are_taken_from_elsewhere() -> None:
@@ -263,3 +264,21 @@ def test_a_layer_that_is_pinned_in_several_dims_is_named_once() -> None:
     rows = [row for row in columns(table_text(table)) if row[0] == "1" and "without a rule" in row[2]]
     assert [row[1:3] for row in rows] == [["4", "is touched by an operator without a rule"]]
     assert rows[0][3].startswith("special_bessel_j0 in 1 (test_explain.py:")
+
+
+class Decoder(nn.Module):
+    """Writes out how many channels a vector is viewed as; what is space in it cannot be cut anyway."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 32 * 16), nn.ConvTranspose2d(32, 3, 4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu().view(-1, 32, 4, 4)
+        return self.last(x * 2)
+
+
+def test_what_held_the_last_factor_of_a_product_is_the_reason() -> None:
+    (pinned, _) = trace(Decoder(), torch.randn(2, 8)).pinned
+    assert pinned.tensor == "first.weight" and pinned.place.operator == "view"
+    assert "'[-1, 32, 4, 4]' is invalid" in pinned.reason
