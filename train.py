@@ -114,7 +114,7 @@ def dense_phase(lab: Lab) -> nn.Module:
     net = place(net, config)
     optimizer = loop.sgd([{"params": net.parameters(), "lr": config.lr, "weight_decay": config.weight_decay}])
     fit(lab, "dense", net, optimizer, epochs=config.dense_epochs or 0, schedule=(0, config.dense_epochs or 1))
-    checkpoint.save_weights(net, run.dense, statistics=config.statistics)
+    checkpoint.save_weights(net, run.dense, statistics=config.statistics, build=lab.build)
     return net
 
 
@@ -172,7 +172,7 @@ def control_phase(lab: Lab, net: nn.Module, small: nn.Module) -> None:
     optimizer = loop.sgd([{"params": net.parameters(), "lr": config.lr, "weight_decay": config.weight_decay}])
     also = {"record": checkpoint.record_to_json(checkpoint.record_of(small)), "small": small.state_dict()}
     fit(lab, "control", net, optimizer, epochs=lab.total, schedule=(0, lab.total), also=also)
-    checkpoint.save_weights(net, lab.run.control, statistics=config.statistics)
+    checkpoint.save_weights(net, lab.run.control, statistics=config.statistics, build=lab.build)
 
 
 def measure(lab: Lab) -> dict[str, Any]:

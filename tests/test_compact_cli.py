@@ -190,7 +190,7 @@ def test_files_of_another_kind_are_refused(moments: Path, tmp_path: Path, capsys
     (tmp_path / "noise").write_bytes(b"noise")
     (tmp_path / "noise.safetensors").write_bytes(b"noise")
     cases = {
-        moments / "run" / "dense.safetensors": "holds dense weights; say of which network: --model NAME",
+        moments / "run" / "dense.safetensors": "holds dense weights; say how much may stay: --target-macs 0.4",
         tmp_path / "noise": "is damaged, or holds more than tensors",
         tmp_path / "noise.safetensors": "is not a whole safetensors file",
         tmp_path / "nothing": "There is no file",
@@ -312,6 +312,21 @@ def test_a_dry_run_does_everything_and_leaves_nothing(
     assert compact.main(given) == 0
     assert f"{output}: not written (--dry-run), but tried" in capsys.readouterr().out
     assert not output.parent.exists()
+
+
+def test_dense_weights_of_a_run_tell_their_network(
+    moments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name may be torchvision's as well, and of other images."""
+    dense, small = moments / "run" / "dense.safetensors", tmp_path / "small.safetensors"
+    found = compacted(capsys, dense, "--target-macs", "0.4", "--output", small)
+    assert 0.39 * found["macs"][0] < found["macs"][1] <= 0.4 * found["macs"][0]
+    assert (
+        compacted(capsys, small, "--target-macs", "0.3", "--output", tmp_path / "smaller")["macs"][1]
+        <= 0.3 * found["macs"][0]
+    )
+    given = compacted(capsys, dense, "--model", "lenet5", "--target-macs", "0.4", "--output", tmp_path / "named")
+    assert given["widths"] == found["widths"]
 
 
 def test_no_folder_is_left_where_nothing_is_written(

@@ -220,7 +220,8 @@ def of_dense(path: str | Path, wanted: Wanted, kind: str | None) -> Outcome:
     if kind == files.WEIGHTS and wanted.use_ema:
         raise ValueError(f"{path} holds no averaged weights beside the others; leave out --use-ema")
     found = checkpoint.weights_of(path) if kind == files.WEIGHTS else foreign.read(path, use_ema=wanted.use_ema)
-    if wanted.model is None:
+    build: Any = None if wanted.model or kind != files.WEIGHTS else checkpoint.weights_notes(path).get("build")
+    if wanted.model is None and build is None:
         raise ValueError(
             f"{path} holds dense weights; say of which network: --model NAME (of torchvision, timm or this checkout), "
             "or --model module:function for one of your own"
@@ -229,19 +230,23 @@ def of_dense(path: str | Path, wanted: Wanted, kind: str | None) -> Outcome:
         raise ValueError(
             f"{path} holds dense weights; say how much may stay: --target-macs 0.4, --target-params 0.5, or both"
         )
-    network = catalogue.build(wanted.model, *_unzipped(wanted.shapes))
-    foreign.fill(network.model.eval(), found, source=str(path))
+    if wanted.model is None:
+        model, given, made = of_models(build, path), None, {"build": build}
+    else:
+        network = catalogue.build(wanted.model, *_unzipped(wanted.shapes))
+        model, given, made = network.model, network.inputs, {"model": wanted.model}
+    foreign.fill(model.eval(), found, source=str(path))
     method = wanted.method or USUAL
     torch.manual_seed(wanted.seed)
     gated = wrap(
-        network.model, network.inputs, target_macs=wanted.target_macs, target_params=wanted.target_params, steps=1,
+        model, given, target_macs=wanted.target_macs, target_params=wanted.target_params, steps=1,
         ignore=wanted.ignore, round_to=wanted.round_to or 1, method=method,
     )  # fmt: skip
     small = gated.eval().compact()
     gated.keep = checkpoint.record_of(small).keep
-    notes = {"model": wanted.model, "seed": wanted.seed, "weights": Path(path).name}
-    averaged = "averaged " if wanted.use_ema else ""
-    return Outcome(f"{averaged}dense weights of {wanted.model}; cut by {method}", network.model, gated, small, notes)
+    notes = made | {"seed": wanted.seed, "weights": Path(path).name}
+    of = f"{'averaged ' if wanted.use_ema else ''}dense weights of {wanted.model or build['name']}"
+    return Outcome(f"{of}; cut by {method}", model, gated, small, notes)
 
 
 def _unzipped(shapes: Sequence[tuple[catalogue.Shape, torch.dtype]]) -> tuple[list[catalogue.Shape], list[torch.dtype]]:
