@@ -358,16 +358,7 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
     Raises:
         ValueError: the file is truncated, not ours, of a newer format, or of another network.
     """
-    fill(model, weights_of(path), source=str(path))
-
-
-def weights_of(path: str | Path) -> dict[str, Tensor]:
-    """Names and tensors that `save_weights` wrote.
-
-    Raises:
-        ValueError: the file is truncated, not ours, or of a newer format.
-    """
-    return files.read(path, files.WEIGHTS)[1]
+    fill(model, files.read(path, files.WEIGHTS)[1], source=str(path))
 
 
 def weights_notes(path: str | Path) -> dict[str, Any]:

@@ -217,10 +217,12 @@ def of_compact(path: str | Path, wanted: Wanted) -> Outcome:
 
 def of_dense(path: str | Path, wanted: Wanted, kind: str | None) -> Outcome:
     """From dense weights of whatever origin, by a method that needs no training."""
-    if kind == files.WEIGHTS and wanted.use_ema:
+    own = kind == files.WEIGHTS
+    if own and wanted.use_ema:
         raise ValueError(f"{path} holds no averaged weights beside the others; leave out --use-ema")
-    found = checkpoint.weights_of(path) if kind == files.WEIGHTS else foreign.read(path, use_ema=wanted.use_ema)
-    build: Any = None if wanted.model or kind != files.WEIGHTS else checkpoint.weights_notes(path).get("build")
+    header, found = files.read(path, files.WEIGHTS) if own else ({}, foreign.read(path, use_ema=wanted.use_ema))
+    notes = header.get("notes")
+    build: Any = notes.get("build") if isinstance(notes, dict) else None
     if wanted.model is None and build is None:
         raise ValueError(
             f"{path} holds dense weights; say of which network: --model NAME (of torchvision, timm or this checkout), "
