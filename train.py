@@ -24,11 +24,12 @@ from torch import nn
 import hfp
 import models
 from hfp import checkpoint, report
+from hfp.deploy import foreign
 from hfp.experiment import data, loop, stopping
 from hfp.experiment.floor import Floor
 from hfp.experiment.lab import Lab, batches, fit, live_counts, place, snapshot
 from hfp.experiment.run import RunFolder
-from hfp.experiment.settings import Config, open_run
+from hfp.experiment.settings import PUBLISHED, Config, open_run
 from hfp.proof.ptflops_check import measured
 
 Pruned = tuple[hfp.GatedModel | None, torch.optim.Optimizer | None]
@@ -106,7 +107,7 @@ def dense_phase(lab: Lab) -> nn.Module:
     """The baseline: trained here, or loaded and, if asked, adapted to the data."""
     config, run = lab.config, lab.run
     torch.manual_seed(loop.epoch_seed(config.seed, "weights", 0))
-    net = models.build(**lab.build, weights=config.weights if run.state is None else None)
+    net = dense_network(lab.build, config.weights if run.state is None else None)
     run.begin()
     if run.passed("dense"):
         checkpoint.load_weights(run.dense, net)
@@ -115,6 +116,15 @@ def dense_phase(lab: Lab) -> nn.Module:
     optimizer = loop.sgd([{"params": net.parameters(), "lr": config.lr, "weight_decay": config.weight_decay}])
     fit(lab, "dense", net, optimizer, epochs=config.dense_epochs or 0, schedule=(0, config.dense_epochs or 1))
     checkpoint.save_weights(net, run.dense, statistics=config.statistics, build=lab.build)
+    return net
+
+
+def dense_network(build: dict[str, Any], weights: str | None) -> nn.Module:
+    """With fresh weights, published ones, or those of a file."""
+    if weights in (None, PUBLISHED):
+        return models.build(**build, weights=weights)
+    net = models.build(**build)
+    foreign.fill(net, foreign.read(weights), source=weights)
     return net
 
 

@@ -11,7 +11,6 @@
 import difflib
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from torch import nn
 
@@ -20,9 +19,8 @@ from models.alexnet import AlexNet
 from models.lenet import LeNet5
 from models.resnet import DEPTHS, CifarResNet
 from models.vgg import VGG16BN
-from models.weights import load_weights
 
-__all__ = ["AlexNet", "CifarResNet", "LeNet5", "VGG16BN", "build", "load_weights", "names"]
+__all__ = ["AlexNet", "CifarResNet", "LeNet5", "VGG16BN", "build", "names"]
 
 OWN: dict[str, Callable[..., nn.Module]] = {
     "alexnet": AlexNet,
@@ -45,7 +43,7 @@ def build(
     image_size: int | None = None,
     in_channels: int | None = None,
     shortcut: str | None = None,
-    weights: str | Path | None = None,
+    weights: str | None = None,
 ) -> nn.Module:
     """Build a network by name; its attribute `input_size` is (C, H, W).
 
@@ -62,9 +60,8 @@ def build(
         image_size: side of the square images, in pixels; the network's usual size if left out.
         in_channels: 1 for grey, 3 for colour images; the network's usual number if left out.
         shortcut: "A" or "B", for the CIFAR ResNets only.
-        weights: a file (see `load_weights`), or, for torchvision's networks, the name of published weights such as
-            "DEFAULT". Published weights for another number of classes are kept except in the head, which starts
-            afresh; a file must fit exactly.
+        weights: for torchvision's networks, the name of published weights such as "DEFAULT". Weights for another
+            number of classes are kept except in the head, which starts afresh.
 
     Raises ValueError, naming what was given and what would do, for each of these that does not fit.
     """
@@ -77,15 +74,12 @@ def build(
 
     small = name in OWN and not (name in pretrained.names() and (image_size or 0) >= LARGE)
     published = [] if small else pretrained.weight_names(name)
-    if weights is not None and str(weights) not in published and not Path(weights).is_file():
-        raise ValueError(f"no weights file at {Path(weights).absolute()}, and {other_weights(name, published)}")
-    download = str(weights) if str(weights) in published else None
-    if small:
-        given = {"image_size": image_size, "in_channels": in_channels, "shortcut": shortcut}
-        model = OWN[name](num_classes=num_classes, **{key: value for key, value in given.items() if value is not None})
-    else:
-        model = pretrained.build(name, num_classes, image_size, in_channels, download)
-    return model if weights is None or download else load_weights(model, weights)
+    if weights is not None and weights not in published:
+        raise ValueError(f"{name} has no published weights {weights!r}: {other_weights(name, published)}")
+    if not small:
+        return pretrained.build(name, num_classes, image_size, in_channels, weights)
+    given = {"image_size": image_size, "in_channels": in_channels, "shortcut": shortcut}
+    return OWN[name](num_classes=num_classes, **{key: value for key, value in given.items() if value is not None})
 
 
 def is_own_resnet(name: str) -> bool:
@@ -94,8 +88,7 @@ def is_own_resnet(name: str) -> bool:
 
 
 def other_weights(name: str, published: list[str]) -> str:
-    """What there is instead of a file that is missing, for an error message."""
+    """What there is instead of weights that there are none of, for an error message."""
     if published:
-        return f"the published weights of {name} are {', '.join(published)}"
-    hint = f"; image_size=224 gives torchvision's {name}, which has" if name in pretrained.names() else ""
-    return f"{name} for small images has no published weights{hint}"
+        return f"it has {', '.join(published)}"
+    return f"image_size=224 gives torchvision's {name}, which has" if name in pretrained.names() else "give a file"

@@ -58,8 +58,8 @@ def construct(name: str, weights: str | None, image_size: int | None, num_classe
         return torchvision.models.get_model(name, weights=weights, **options)
     except (URLError, TimeoutError) as error:
         raise ValueError(
-            f"the weights {weights} of {name} could not be downloaded ({error}); "
-            f"pass weights=FILE with a file that you have, or weights=None"
+            f"the weights {weights} of {name} could not be downloaded ({error}); load a file of them that you have "
+            "(train.py --weights FILE), or start from fresh ones"
         ) from error
     except (AssertionError, ValueError) as error:  # patches, or windows, that do not fit
         if "image_size" not in options and "input_size" not in options:

@@ -20,7 +20,7 @@ import hfp
 import models
 import train
 from hfp import checkpoint, compact
-from hfp.deploy import formats, origin
+from hfp.deploy import foreign, formats, origin
 from hfp.experiment import loop
 from hfp.experiment.run import RunFolder
 
@@ -140,7 +140,7 @@ SPOILT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no build": (lambda state: state.pop("build"), "'build' should have name, num_classes"),
     "build a string": (change(build="os.system"), "'build' should have name, num_classes"),
     "a module path": (within("build", name="os.system"), "unknown model 'os.system'"),
-    "a name of models": (within("build", name="load_weights"), "unknown model 'load_weights'"),
+    "a name of models": (within("build", name="pretrained"), "unknown model 'pretrained'"),
     "a list as name": (within("build", name=["lenet5"]), "name=['lenet5'] in its entry 'build'"),
     "weights": (within("build", weights="/etc/passwd"), "'build' should have name, num_classes"),
     "a bool as size": (within("build", num_classes=True), "num_classes=True in its entry 'build'"),
@@ -476,7 +476,8 @@ def test_one_command_and_no_pickle_is_opened(name: str, dense: Path, tmp_path: P
         outputs.append(load_file(tmp_path / "exchange")["y"])
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
 
-    network = models.build(name, weights=source)
+    network = models.build(name)
+    foreign.fill(network, foreign.read(source), source=str(source))
     record = checkpoint.record_of(hfp.load(tmp_path / "small.safetensors", network))
     gated = hfp.wrap(network, target_macs=0.4, method="pag").eval()
     gated.keep = record.keep

@@ -317,6 +317,15 @@ def test_weights_of_ours_that_are_damaged_are_refused(
     assert "is damaged: it does not hold what was written to it" in refused(given, capsys)
 
 
+def test_weights_of_other_training_scripts(tmp_path: Path) -> None:
+    theirs = models.build("lenet5")
+    state = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "theirs.th")
+    ours = train.dense_network({"name": "lenet5"}, str(tmp_path / "theirs.th"))
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, theirs.state_dict()[name])
+
+
 def test_patterns_add_up() -> None:
     assert parse(["--target-macs", "0.4", "--ignore", "a", "b", "--ignore", "c"])[0]["ignore"] == ["a", "b", "c"]
 

@@ -20,6 +20,7 @@ from hfp.experiment.run import RunFolder
 from hfp.methods import METHODS
 
 USUAL_MODEL = {"digits": "lenet5", "mnist": "lenet5", "fashionmnist": "lenet5", "imagefolder": "resnet18"}
+PUBLISHED = "DEFAULT"  # torchvision's own weights
 DESCRIPTION = "Prune a network while it trains: one number in, a smaller dense network out."
 EPILOG = """
 examples:
@@ -173,7 +174,7 @@ def complete(given: dict[str, Any]) -> Config:
         raise ValueError(
             f"--accuracy-floor stops a method that prunes little by little ({gradual}); {config.method} cuts once."
         )
-    if config.weights not in (None, "DEFAULT") and not Path(str(config.weights)).is_file():
+    if config.weights not in (None, PUBLISHED) and not Path(str(config.weights)).is_file():
         raise ValueError(
             f"--weights {config.weights}: there is no such file (and DEFAULT means torchvision's own weights)."
         )
@@ -214,7 +215,8 @@ def statistics_of(weights: str | None) -> str:
     """What images must be normalised by for these weights: baselines of ours say so, published ones want ImageNet's."""
     if weights is None:
         return "data"
-    return str(checkpoint.weights_notes(weights).get("statistics", "imagenet")) if weights != "DEFAULT" else "imagenet"
+    notes = {} if weights == PUBLISHED else checkpoint.weights_notes(weights)
+    return str(notes.get("statistics", "imagenet"))
 
 
 def open_run(argv: list[str] | None) -> RunFolder:

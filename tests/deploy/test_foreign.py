@@ -13,7 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
+import models
 from hfp.deploy import foreign
+
+WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "weights"
 
 
 def network(seed: int) -> nn.Module:
@@ -60,6 +63,19 @@ def test_safetensors_and_old_files_of_torch_save(tmp_path: Path) -> None:
     for name in ("weights.safetensors", "weights.th"):
         foreign.fill(ours, foreign.read(tmp_path / name), source=name)
         assert torch.equal(ours[0].weight, theirs[0].weight)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56])
+def test_public_checkpoints_load(depth: int) -> None:
+    path = WEIGHTS / f"resnet{depth}-cifar10.th"
+    if not path.is_file():
+        pytest.skip(f"no checkpoint at {path}")
+    model = models.build(f"resnet{depth}")
+    foreign.fill(model, foreign.read(path), source=str(path))
+    stored = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    for name, tensor in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, stored[f"module.{name}"]), name
 
 
 AVERAGES: dict[str, Callable[[State, State], State]] = {
