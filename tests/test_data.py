@@ -1,5 +1,7 @@
 """Data sets: what is in which split, that batches repeat exactly, and what is said of data that is not in order."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -398,6 +400,28 @@ def test_corrupt_image_is_named_when_streamed(workers: int, folder: Path) -> Non
     path.write_bytes(b"not an image")
     with pytest.raises(ValueError, match=rf"^{path} is not an image that can be read: [^\n]*$"):
         list(loaded.test.batches(2))
+
+
+STREAM = """
+import sys
+from hfp.experiment import data
+
+loaded = data.load("imagefolder", sys.argv[1], memory_limit=0, workers=2)
+for path in loaded.train.images.paths:
+    path.write_bytes(b"not an image")
+try:
+    list(loaded.train.batches(2))
+except ValueError as error:
+    kept = error.__cause__  # and with it, by its traceback, the iterator that has the workers
+    print("refused")
+"""
+
+
+def test_workers_end_with_the_program(folder: Path) -> None:
+    """They ignore SIGTERM, by which Python asks what is left of them at its end."""
+    command = [sys.executable, "-c", STREAM, str(folder)]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
 
 
 @pytest.mark.parametrize(

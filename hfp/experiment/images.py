@@ -187,6 +187,7 @@ def decode_batches(images: Decoded, batches: Sequence[Tensor], workers: int, pin
 
     Processes, because threads slow each other down (small images are mostly Python's work, not the decoder's).
     """
+    stopping.end_workers_at_exit()
     loader = DataLoader(
         images,
         batch_sampler=[index.tolist() for index in batches],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import multiprocessing
 import signal
 import types
 from collections.abc import Callable, Iterator
+from functools import cache
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -63,3 +66,15 @@ def ignored(worker: int) -> None:
     """For processes that load data: a signal to all processes of a run is for the one that has started them."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
+
+
+@cache
+def end_workers_at_exit() -> None:
+    """Python itself would ask them to end by SIGTERM, which they ignore, and wait for them forever."""
+    atexit.register(_end_workers)
+
+
+def _end_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
