@@ -6,12 +6,15 @@ merely damaged is refused at the door, and a fuzzer would never see the rooms be
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import pickle
+import pickletools
 import random
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -282,7 +285,7 @@ def hostile(draws: random.Random) -> bytes:
 def archive(content: bytes, draws: random.Random) -> bytes:
     """An archive of torch.save or torch.export with one entry changed, added, compressed or gone."""
     if draws.random() < 0.3 or content[:2] != b"PK":
-        return raw(content, draws) if draws.random() < 0.7 else hostile(draws) + content[draws.randrange(99) :]
+        return raw(content, draws) if draws.random() < 0.6 else old_style(content, draws)
     with zipfile.ZipFile(io.BytesIO(content)) as source:
         entries = [(entry.filename, source.read(entry)) for entry in source.infolist()]
     chosen = [place for place, (name, _) in enumerate(entries) if name.endswith((".pkl", ".json", ".pt"))]
@@ -295,16 +298,39 @@ def archive(content: bytes, draws: random.Random) -> bytes:
     elif what < 0.7:
         entries[place] = draws.choice([p for p in PATHS if p != "\ud800"]), inner
     elif what < 0.8:
-        entries.append(
-            (f"{name.partition('/')[0]}/{draws.choice(['x.pkl', 'data.pkl', '../x', 'data/9'])}", hostile(draws))
-        )
+        entries.insert(draws.choice([0, len(entries)]), (another(name, draws), hostile(draws)))
     elif what < 0.9:
         packing = zipfile.ZIP_DEFLATED
         entries[place] = name, inner + bytes(draws.choice([0, 10**6, 5 * 10**7]))
     else:
         del entries[place]
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", packing) as target:
+    with warnings.catch_warnings(), zipfile.ZipFile(made, "w", packing) as target:
+        warnings.simplefilter("ignore", UserWarning)  # of two entries of one name
         for name, inner in entries:
             target.writestr(zipfile.ZipInfo(name), inner, packing)
     return made.getvalue()
+
+
+def another(name: str, draws: random.Random) -> str:
+    """A name for an entry that is not to be there: one that a reader might take for `name`, or another."""
+    folder, _, rest = name.partition("/")
+    usual = [f"{folder}/{each}" for each in ("x.pkl", "data.pkl", "../x", "data/9")]
+    return draws.choice([*usual, name, f"{folder}/{rest.upper()}", f"{name}\0x"])
+
+
+def old_style(content: bytes, draws: random.Random) -> bytes:
+    """A hostile pickle before the content, or instead of one of those that the old format begins with."""
+    place = 0
+    with contextlib.suppress(ValueError, EOFError, IndexError):
+        file = io.BytesIO(content)
+        for _ in range(draws.randrange(6)):
+            for _ in pickletools.genops(file):
+                place = file.tell()
+    if not place:
+        return hostile(draws) + content[draws.randrange(99) :]
+    rest = io.BytesIO(content[place:])
+    with contextlib.suppress(ValueError, EOFError, IndexError):
+        for _ in pickletools.genops(rest):
+            pass
+    return content[:place] + hostile(draws) + content[place + rest.tell() * draws.randint(0, 1) :]
