@@ -20,7 +20,7 @@ import torchvision
 from torch import Tensor, nn
 
 from hfp.model.inputs import arguments
-from hfp.model.source import first_line
+from hfp.words import first_line
 
 Shape = tuple[int, ...]
 

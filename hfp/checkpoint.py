@@ -30,6 +30,7 @@ from hfp.model import inputs
 from hfp.model.ambient import plainly
 from hfp.model.copies import copied
 from hfp.trace import trace
+from hfp.words import first_few
 
 
 @plainly
@@ -60,7 +61,7 @@ def save_tensors(small: nn.Module, path: str | Path, **notes: Any) -> None:
     small, entries = _described(small, notes)
     if others := [name for name, value in small.state_dict().items() if not isinstance(value, Tensor)]:
         warnings.warn(
-            f"{', '.join(others[:5])} of this {type(small).__name__}'s state_dict are no tensors, and in no file: "
+            f"{first_few(others)} of this {type(small).__name__}'s state_dict are no tensors, and in no file: "
             "hfp.load leaves what the model that it is given has",
             stacklevel=4,
         )
@@ -233,8 +234,7 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
         elif given is not None and (given.shape, given.dtype) != (value.shape, value.dtype):
             problems.append(f"{name} is {_form(given)}, the network has {_form(value)}")
     if problems:
-        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{source} does not fit this {type(net).__name__}: {'; '.join(problems[:5])}{more}.")
+        raise ValueError(f"{source} does not fit this {type(net).__name__}: {first_few(problems, between='; ')}.")
     net.load_state_dict({**tensors, **rest})
 
 

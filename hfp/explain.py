@@ -18,6 +18,7 @@ from rich.table import Table
 from hfp.labels import Place
 from hfp.model.ambient import plainly
 from hfp.threshold import smallest
+from hfp.words import first_few
 
 if TYPE_CHECKING:
     from hfp.channels import ChannelTable
@@ -227,8 +228,7 @@ def _few(layers: Iterable[str]) -> str:
     names = list(dict.fromkeys(layers))
     if len(names) > SHOWN_LAYERS:
         names = folded(names)
-    more = len(names) - SHOWN_LAYERS
-    return ", ".join(names[:SHOWN_LAYERS]) + (f" and {more} more" if more > 0 else "")
+    return first_few(names, SHOWN_LAYERS)
 
 
 def _span(numbers: Sequence[int]) -> str:

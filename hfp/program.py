@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from hfp.archive import entries
 from hfp.model.inputs import Arguments, batched
-from hfp.model.source import first_line
+from hfp.words import first_line
 
 SUFFIX = ".pt2"
 HEADER = "hfp.json"

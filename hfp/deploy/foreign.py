@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hfp import checkpoint, files
 from hfp.deploy import pickled
-from hfp.model.source import first_line
+from hfp.words import first_line
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights")
 """Where training scripts keep the state dict in their checkpoint; the first that is there is taken."""

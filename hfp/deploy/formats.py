@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from hfp import checkpoint, program
 from hfp.deploy.origin import Outcome
 from hfp.files import FOREIGN, atomic_write
-from hfp.model.source import first_line
+from hfp.words import first_line
 
 CLOSE = 1e-4
 """How far another runtime's outputs may be from PyTorch's, relative to the largest: it adds up in another order."""

@@ -28,6 +28,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from hfp.experiment.images import FolderImages, Images, MemoryImages, Variant, decode, decode_all, generator
+from hfp.words import first_few
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel, of values in [0, 1]
 
@@ -292,7 +293,7 @@ def load_folder(
     if len(files) == 2:
         single = [name for name, paths in listings["train"].items() if len(paths) == 1]
         if single:
-            raise ValueError(f"nothing can be held out of classes with one training image: {', '.join(single[:5])}")
+            raise ValueError(f"nothing can be held out of classes with one training image: {first_few(single)}")
         paths, labels = files[0]
         halves = hold_out(labels, validation, seed)
         files[:1] = [([paths[i] for i in index], labels[index]) for index in halves]
@@ -321,7 +322,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
         raise ValueError(f"{folder.absolute()} has {found}, so there is nothing to learn from")
     empty = [name for name, paths in listing.items() if not paths]
     if empty:
-        raise ValueError(f"{folder.absolute()} has class folders without images: {', '.join(empty[:5])}")
+        raise ValueError(f"{folder.absolute()} has class folders without images: {first_few(empty)}")
     return listing
 
 
@@ -337,9 +338,7 @@ def check_same_classes(root: Path, listings: dict[str, dict[str, list[Path]]]) -
         ours, theirs = sorted(classes - set(listing)), sorted(set(listing) - classes)
         if ours or theirs:
             only = [
-                f"only in {where}: {', '.join(names[:5])}"
-                for where, names in (("train", ours), (name, theirs))
-                if names
+                f"only in {where}: {first_few(names)}" for where, names in (("train", ours), (name, theirs)) if names
             ]
             raise ValueError(f"classes of train and {name} in {root.absolute()} differ; {'; '.join(only)}")
 

@@ -1,4 +1,4 @@
-"""Where in the user's own code something happens or fails, and what an error says."""
+"""Where in the user's own code something happens or fails."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from torch import nn
 _OWN = f"{Path(__file__).parent.parent}{os.sep}"  # the whole of hfp
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator: torchvision is another library
 
-
-MOST = 1000  # characters of what an error says
 _BEGIN = ("play", "forward")
 """The functions of hfp in which the model is called; who called hfp is none of its code."""
 
@@ -88,8 +86,3 @@ def _users_frame() -> FrameType | None:
 
 def is_own(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith(_OWN)
-
-
-def first_line(error: Exception) -> str:
-    told = str(error)[:MOST].strip()
-    return f"{type(error).__name__}: {told.splitlines()[0].rstrip('.') if told else 'no message'}"

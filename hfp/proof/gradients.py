@@ -23,7 +23,7 @@ from hfp.model.eager import eagerly
 from hfp.model.inputs import Arguments
 from hfp.model.names import Names
 from hfp.model.outputs import real, tensors_of
-from hfp.model.source import first_line
+from hfp.words import first_line
 
 SMALL = 1e-3  # of the largest gradient: what is smaller may be a zero, but for rounding
 

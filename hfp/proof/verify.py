@@ -22,15 +22,14 @@ from hfp.model import outputs
 from hfp.model.ambient import plainly
 from hfp.model.copies import copied, shared_functions
 from hfp.model.inputs import Arguments, arguments, home, placed, rebuild, tells_values
-from hfp.model.source import first_line
 from hfp.proof import gradients
 from hfp.rules.own import OWN
 from hfp.tracing.preserved import preserved, set_mode
 from hfp.trial.keeps import random_part
+from hfp.words import first_few, first_line
 
 DOUBLE = 1e-6  # the tolerance where float64 decides: some networks compute a part in float32, whatever their weights
 LEARNS = 1e-2  # the tolerance of gradients, relative to the largest of each parameter: what is wrong is so by far
-SHOWN = 5  # groups in an error; `Disagreement.groups` has all
 
 Wrong = Callable[[Tensor], bool]
 """Whether all is not well at a keep vector (channels,)."""
@@ -266,7 +265,7 @@ class Proof:
                 "example inputs in whose place random numbers may stand, and an output that is the same twice",
                 (),
             )
-        if written := ", ".join(list(self.written)[:SHOWN]):
+        if written := first_few(list(self.written)):
             causes = (
                 f". Its forward writes to {written}, in evaluation mode, too: if it sets itself up by the first batch "
                 "that it sees, run the model once on your data before hfp.wrap"
@@ -284,12 +283,11 @@ class Proof:
         """With the groups to blame, those that are `wrong` by themselves, and the call that leaves them whole."""
         cut = [number for number, group in enumerate(self.table.groups) if not bool(keep[group.channels].all())]
         culprits = self._culprits(keep, cut, wrong)
-        blamed = ["together, ".join(phrase(self.table, number) for number in together) for together in culprits[:SHOWN]]
-        if len(culprits) > SHOWN:
-            blamed.append(f"{len(culprits) - SHOWN} more")
+        blamed = ["together, ".join(phrase(self.table, number) for number in together) for together in culprits]
         whole = dict.fromkeys([*self.ignored, *(self._maker(together[0]) for together in culprits)])
         return Disagreement(
-            f"{before}To blame: {'; '.join(blamed)}. To leave that whole: hfp.wrap(..., ignore={list(whole)}){after}",
+            f"{before}To blame: {first_few(blamed, between='; ')}. "
+            f"To leave that whole: hfp.wrap(..., ignore={list(whole)}){after}",
             tuple(sorted({number for together in culprits for number in together})),
         )
 
@@ -324,7 +322,7 @@ class Proof:
         if not found:
             return ""
         return (
-            f"{', '.join(found[:SHOWN])}: functions (lambdas, hooks) that name a part of the model, a global variable, "
+            f"{first_few(found)}: functions (lambdas, hooks) that name a part of the model, a global variable, "
             "so that a copy of the model, too, calls that of the original. Make them methods, or let them take it from "
             "the function around them; or register them after compact()."
         )

@@ -26,7 +26,7 @@ from hfp.model.ambient import as_set
 from hfp.model.chance import forked
 from hfp.model.eager import eagerly
 from hfp.model.inputs import placed, shape_of
-from hfp.model.source import caller, first_line, line_at
+from hfp.model.source import caller, line_at
 from hfp.rules.own import OwnRuleError
 from hfp.tracing.functions import Around, Functions, mapped
 from hfp.tracing.modes import Modes
@@ -41,8 +41,8 @@ from hfp.tracing.sizes import reads_widths
 from hfp.tracing.told import ASKING, attributes_asked
 from hfp.tracing.unread import pin_unread
 from hfp.tracing.watcher import RuleError, Step, Watcher
+from hfp.words import first_few, first_line
 
-SHOWN = 5
 """Layers in a note."""
 
 
@@ -172,11 +172,10 @@ def _note_unused(subject: Subject, ledger: Ledger, steps: list[Step]) -> None:
     running = used.union(name.rpartition(".")[0] for name in subject.names.parameters if name in used)
     idle = [layer for layer in layers if layer not in running]
     if idle:
-        shown = ", ".join(idle[:SHOWN]) + (f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else "")
         ledger.notes.append(
-            f"{shown} did not run on the example inputs: what they do to channels is not known, and a cut network may "
-            "fail where they run; give inputs that use them (weights that the forward takes from an object of your own "
-            "are not seen to be used: take them from the module)"
+            f"{first_few(idle)} did not run on the example inputs: what they do to channels is not known, and a cut "
+            "network may fail where they run; give inputs that use them (weights that the forward takes from an object "
+            "of your own are not seen to be used: take them from the module)"
         )
 
 

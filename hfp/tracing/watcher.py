@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from hfp.labels import ANY, Labels, Ledger, Place, Term
 from hfp.model.inputs import shape_of
-from hfp.model.source import first_line, source_line
+from hfp.model.source import source_line
 from hfp.rules import RULES, Call, custom
 from hfp.rules.call import base_name, stays_whole, tensors_in, values_in
 from hfp.rules.mixers import MIXERS
@@ -33,6 +33,7 @@ from hfp.tracing.numbers import Numbers
 from hfp.tracing.position import Position
 from hfp.tracing.shapes import outputs
 from hfp.tracing.sizes import SIZE_FREE
+from hfp.words import first_line
 
 _PLACES = set("roll flip rot90 glu gather index_select pixel_shuffle pixel_unshuffle".split())
 SIZELESS = (set(POINTWISE) - set(FACTORIES)) | set(REDUCERS) | set(NORMS) | _PLACES

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from hfp.channels import ChannelTable
 from hfp.cutting.surgery import resize
 from hfp.labels import ANY, Labels, Place
-from hfp.model.source import first_line, is_bug, line_of, module_of, source_line
+from hfp.model.source import is_bug, line_of, module_of, source_line
 from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
 from hfp.tracing.attributes import get_size, set_size
@@ -39,6 +39,7 @@ from hfp.trial.blame import Blame
 from hfp.trial.cut import Cut
 from hfp.trial.keeps import keeps
 from hfp.trial.misfit import Extent, Misfit
+from hfp.words import first_line
 
 _IDLE = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"}
 """Whether a reshape copies depends on strides, and so on lengths of 1: never compared."""
