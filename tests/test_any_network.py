@@ -17,13 +17,14 @@ from pairs import PAIRS
 from promises import check_cut, measured, predicted, random_keep, snapshot
 from rearranged import REARRANGED
 from recurrent import RECURRENT
+from sliced import SLICED
 from specimen import Specimen
 
 from hfp import trace
 from hfp.model.inputs import arguments
 from hfp.model.names import Names
 
-ALL = {**ATTENTION, **CONSTANTS, **GRADIENTS, **GRAPHS, **LAYERS, **NORMALISERS, **PAIRS, **RECURRENT, **REARRANGED}
+ALL = ATTENTION | CONSTANTS | GRADIENTS | GRAPHS | LAYERS | NORMALISERS | PAIRS | RECURRENT | REARRANGED | SLICED
 WHOLE = {
     "grouped_convolution_and_group_norm": "groups of a convolution and of a norm are cut together",
     "shuffle_unit": "half of the output is made by the last layer",
