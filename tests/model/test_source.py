@@ -38,7 +38,6 @@ def test_an_error_comes_from_the_users_line_and_module_even_if_a_library_raised_
         outer(torch.zeros(4))
     assert told(source.line_of(caught.value))
     assert source.module_of(caught.value, {module: name for name, module in outer.named_modules()}) == "1"
-    assert source.first_line(caught.value) == "RuntimeError: shape '[3]' is invalid for input of size 4"
     assert not source.is_bug(caught.value)
 
 
@@ -46,4 +45,3 @@ def test_an_error_of_our_own_that_no_input_should_cause_is_a_bug() -> None:
     with pytest.raises(AttributeError) as caught:
         hfp.verify(None, hfp.trace(nn.Linear(2, 2), torch.zeros(1, 2)))  # type: ignore[arg-type]
     assert source.is_bug(caught.value)
-    assert source.first_line(KeyError()) == "KeyError: no message"
