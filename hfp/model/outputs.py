@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -19,31 +20,44 @@ from hfp.model.inputs import Arguments
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far outputs may differ for the order of summation, relative to the largest output; see `difference`."""
 
+_CONTAINERS = (dict, list, tuple, deque)
 _PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.Size)
 
 
 def tensors_of(out: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
-    """The tensors in what a model returns: any nesting of tuples, lists, dicts and dataclasses."""
+    """The tensors in what a model returns: any nesting of tuples, lists, dicts, dataclasses and objects like them."""
     found: list[Tensor] = []
     for leaf in tree_leaves(out):
         if isinstance(leaf, Tensor):
             found.append(leaf)
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors_of([getattr(leaf, field.name) for field in fields(leaf)], seen)
         elif isinstance(leaf, _PLAIN) or leaf is None or id(leaf) in seen:
             continue
-        elif _is_object(leaf) and (inner := tensors_of(vars(leaf), seen | {id(leaf)})):
-            found += inner
         else:
-            raise ValueError(
-                f"the model returns a {type(leaf).__name__}, in which tensors cannot be found; "
-                "return tensors in tuples, lists, dicts or dataclasses"
-            )
+            inner = tensors_of(_held(leaf), seen | {id(leaf)})
+            if not inner and not isinstance(leaf, _CONTAINERS) and not is_dataclass(leaf):
+                raise ValueError(
+                    f"the model returns a {type(leaf).__name__}, in which tensors cannot be found; "
+                    "return tensors in tuples, lists, dicts or dataclasses"
+                )
+            found += inner
     return found
 
 
-def _is_object(leaf: Any) -> bool:
-    return hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module)
+def _held(leaf: Any) -> list[Any]:
+    """What an object has in it and in its attributes, each thing once: a dict may be its own attributes."""
+    if isinstance(leaf, (nn.Module, type)):
+        return []
+    inside = leaf.values() if isinstance(leaf, dict) else leaf if isinstance(leaf, _CONTAINERS) else ()
+    slots = dict.fromkeys(name for kind in type(leaf).__mro__ for name in _slots(kind))
+    attributes = (getattr(leaf, name, None) for name in slots)
+    return list({id(each): each for each in (*inside, *getattr(leaf, "__dict__", {}).values(), *attributes)}.values())
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    """The attributes that a class keeps outside of `__dict__`, in order."""
+    named = vars(kind).get("__slots__", ())
+    names = (named,) if isinstance(named, str) else tuple(named)
+    return tuple(name for name in names if not name.startswith("__"))
 
 
 def difference(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -61,3 +64,60 @@ def test_objects_in_objects_are_looked_into_once_each() -> None:
     for _ in range(200):
         out = Holder([out])
     assert tensors_of(out) == [X]
+
+
+class Attributed(dict[str, Any]):
+    """As easydict, OmegaConf and the like have them; its items are its attributes."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(items)
+        self.__dict__ = self  # type: ignore[assignment]
+
+
+class Named(dict[str, Any]):
+    pass
+
+
+class Listed(list[Any]):
+    pass
+
+
+class Slotted:
+    __slots__ = ("__dict__", "hidden")
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.hidden = hidden
+
+
+@dataclass
+class Told:
+    logits: torch.Tensor
+
+
+def beside(out: Any, tensor: torch.Tensor) -> Any:
+    out.loss = tensor
+    return out
+
+
+A, B = torch.zeros(1), torch.ones(2)
+OBJECTS: dict[str, Any] = {
+    "a dict with attributes": beside(Named(logits=A), B),
+    "a list with attributes": beside(Listed([A]), B),
+    "a dict of a library": beside(collections.UserDict(logits=A), B),
+    "slots and attributes": beside(Slotted(A), B),
+    "a dataclass with another attribute": beside(Told(A), B),
+    "a dict that is its own attributes": Attributed(logits=A, loss=B),
+    "dicts of such dicts": {"a": [Named(inner=Named(logits=A))], "b": Attributed(loss=B)},
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_tensors_are_found_in_items_and_attributes_once_each(kind: str) -> None:
+    found = tensors_of(OBJECTS[kind])
+    assert len(found) == 2 and {id(x) for x in found} == {id(A), id(B)}
+
+
+def test_objects_without_tensors_are_refused_and_empty_containers_are_not() -> None:
+    assert tensors_of([Named(), Listed(), {"a": ()}]) == []
+    with pytest.raises(ValueError, match="returns a Holder, in which tensors cannot be found"):
+        tensors_of(Holder(3))
