@@ -158,8 +158,9 @@ def _run(subject: Subject, ptflops: bool, real: bool) -> Run:
     else:
         seen.operands += list(follow_siblings(subject.names, ledger, every, seen.operands))
         pin_unread(ledger, seen.operands)
-    if True not in seen.steps:
-        seen.operands += [replace(operand, training=True) for operand in seen.operands]
+    entered = seen.entered.get(True, {})  # layers that are dropped at random may be left out of a training run
+    missed = [each for each in seen.operands if not each.training and each.site.inside not in entered]
+    seen.operands += [replace(operand, training=True) for operand in missed]
     return seen
 
 

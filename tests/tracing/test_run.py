@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from promises import snapshot
+from promises import Gated, random_keep, relative_difference, snapshot
 from specimen import Net, conv, parameter
 from torch import Tensor, nn
 from zoo import ZOO
 
 import hfp
 from hfp import trace
+from hfp.cutting.surgery import compact
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -54,6 +55,37 @@ def test_the_training_mode_is_traced_too() -> None:
     """A head that only training runs is cut along; without the training run its weight would no longer fit."""
     specimen = ZOO["auxiliary_head"]
     assert ("aux.weight", 1) in trace(specimen.model(), specimen.inputs()).groups[0].members
+
+
+class Dropping(nn.Module):
+    """Leaves each of its layers out of a training step at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Sequential(nn.Linear(6, 9), nn.LayerNorm(9), nn.ReLU(), nn.Linear(9, 6)) for _ in range(4)]
+        self.first, self.layers, self.last = nn.Linear(3, 6), nn.ModuleList(layers), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            if not self.training or torch.rand(()) < 0.5:
+                x = x + layer(x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_layers_that_a_training_run_drops_are_gated_all_the_same(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = Dropping().double().train(), torch.randn(5, 3).double()
+    table = trace(model, x)
+    keep = random_keep(table, 0.5, torch.Generator().manual_seed(seed))
+    gated, small = Gated(model, table, keep), compact(model, table, keep)
+    for other in range(8):  # other layers each time
+        outs = []
+        for net in (gated, small):
+            torch.manual_seed(other)
+            outs.append(net(x))
+        assert relative_difference(*outs) < 1e-12
 
 
 def test_a_training_mode_that_does_not_run_is_noted() -> None:
