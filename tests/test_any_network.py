@@ -12,6 +12,7 @@ from attention_layers import LAYERS
 from constants import CONSTANTS
 from gradients import GRADIENTS
 from graphs import GRAPHS
+from head_shares import SHARES
 from normalisers import NORMALISERS
 from pairs import PAIRS
 from promises import check_cut, measured, predicted, random_keep, snapshot
@@ -24,7 +25,8 @@ from hfp import trace
 from hfp.model.inputs import arguments
 from hfp.model.names import Names
 
-ALL = ATTENTION | CONSTANTS | GRADIENTS | GRAPHS | LAYERS | NORMALISERS | PAIRS | RECURRENT | REARRANGED | SLICED
+ALL = {**ATTENTION, **SHARES, **CONSTANTS, **GRADIENTS, **GRAPHS, **LAYERS, **NORMALISERS, **PAIRS}
+ALL |= {**RECURRENT, **REARRANGED, **SLICED}
 WHOLE = {
     "grouped_convolution_and_group_norm": "groups of a convolution and of a norm are cut together",
     "shuffle_unit": "half of the output is made by the last layer",

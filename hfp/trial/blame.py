@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, islice, product
 from typing import Any
 
 import torch
@@ -118,11 +118,13 @@ class Blame:
         return [extent for extent in extents if extent.found == extent.dense] or extents  # the others may follow these
 
     def _extent(self, at: int, axis: int, ids: Tensor, dense: int, predicted: int, found: int) -> Extent:
-        if not isinstance(found, Reckoned):  # nor is a number in the code what something else has
-            return Extent(axis, ids, dense, predicted, found, self._followed(at, ids, found) if found != dense else ())
-        counted = {attribute: self.cut.table.attributes.get(attribute) for attribute in found.of}
+        if not isinstance(found, Reckoned) and found == dense:  # a number in the code
+            return Extent(axis, ids, dense, predicted, found, ())
+        attributes = found.of if isinstance(found, Reckoned) else ()
+        counted = {attribute: self.cut.table.attributes.get(attribute) for attribute in attributes}
         counts = {attribute: len(live(ids, self.cut.stays)) for attribute, ids in counted.items() if ids is not None}
-        return Extent(axis, ids, dense, predicted, found, self._followed(at, ids, found), counts)
+        followed, shared = self._followed(at, ids, found), self._shared(at, ids, predicted, found)
+        return Extent(axis, ids, dense, predicted, found, followed, counts, shared)
 
     def _constants(self, axis: int, ids: Tensor, more: int) -> list[Extent]:
         """The constants along an axis that is longer than predicted, if that is since they are as long as before."""
@@ -138,11 +140,50 @@ class Blame:
                 self.met[id(other)] = other
         self.known = max(self.known, at)  # the next step may be met again
         # A length may be reckoned (as one head's share of a width) that stands on an axis of its own later on, there.
-        here = self.dense[at].place.module if at < len(self.dense) else ""
-        later = (other for other in self._in_module[here].values() if id(other) not in self.met)
+        later = (other for other in self._beside(at) if id(other) not in self.met)
         others = (other for other in chain(reversed(self.met.values()), later) if other is not ids)
         alike = (other for other in others if len(other) == len(ids) and self.cut.length(other) == found)
         return tuple(islice(alike, 4))
+
+    def _shared(self, at: int, ids: Tensor, predicted: int, found: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Widths of which `found` is an equal share, each with the labels that `predicted` is such a share of."""
+        pairs = []
+        for width in reversed(self.met.values()):
+            shares = {parts for parts in self._parts_of(width, ids) if self.cut.length(width) // parts == found}
+            pairs += [
+                (width, other)
+                for other in (self._beside(at) if shares else ())
+                if len(other) == len(width) and self.cut.length(other) / predicted in shares
+            ]
+        return tuple(pairs[:4])
+
+    def reckoned(self, at: int, factor: float) -> Extent | None:
+        """The width from an equal share of which a factor was reckoned, such as `(width // heads) ** -0.5`.
+
+        Only where the module has an axis as long as the share, and what is left of another one is shared out evenly.
+        """
+        beside = [*{self.cut.key(ids): ids for ids in self._beside(at)}.values()]
+        for share, width in product(beside, beside):
+            for parts in self._parts_of(width, share):
+                length = self.cut.length(width) // parts
+                even = self.cut.length(share) * parts
+                others = [ids for ids in beside if len(ids) == len(width) and self.cut.length(ids) == even]
+                if others and length and scaling.is_power(factor, length / len(share)):
+                    left, pairs = self.cut.length(width), tuple((width, ids) for ids in others)
+                    return Extent(-1, width, len(width), left, left, (), shared=pairs)
+        return None
+
+    def _parts_of(self, width: Tensor, share: Tensor) -> set[int]:
+        """In how many parts of the length of a share the width may be divided in the cut network; in none if whole."""
+        parts, rest = divmod(len(width), len(share))
+        if parts < 2 or rest or self.cut.length(width) == len(width):
+            return set()
+        counted = (ids for ids in self.cut.table.attributes.values() if len(ids) == parts)
+        return {parts, *(len(live(ids, self.cut.stays)) for ids in counted)}
+
+    def _beside(self, at: int) -> Iterable[Tensor]:
+        """The labels that the module meets whose operator is step `at`."""
+        return self._in_module[self.dense[at].place.module if at < len(self.dense) else ""].values()
 
     @cached_property
     def _in_module(self) -> dict[str, dict[int, Tensor]]:

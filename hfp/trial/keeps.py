@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -28,7 +29,11 @@ def keeps(table: ChannelTable) -> Iterator[Tensor]:
     """
     parts = _parts(table)
     more = _more(table, parts - 1) if parts > 1 else None
-    for number in range(parts if more is None else parts - 1):
+    numbers = [*range(parts if more is None else parts - 1)]
+    if all(_shared_by_chance(table, number) for number in numbers):
+        others = range(parts, parts + MOST_PARTS)
+        numbers += [number for number in others if not _shared_by_chance(table, number)][:1]
+    for number in numbers:
         yield random_part(table, number)
     scaled = _scaled(table)
     if bool(scaled.any()):
@@ -92,6 +97,19 @@ def _counts(table: ChannelTable, number: int) -> list[int]:
         counts.append(numbers[met[group.width] // len(numbers) ** number % len(numbers)])
         met[group.width] += 1
     return counts
+
+
+def _shared_by_chance(table: ChannelTable, number: int) -> bool:
+    """Whether a width that is shared out (`width // heads`) looks as long as each head, though it does not follow."""
+    left = defaultdict[int, set[int]](set)
+    for group, count in zip(table.groups, _counts(table, number), strict=True):
+        left[group.width].add(count)
+    return any(
+        count // heads in left[width // parts]
+        for parts, width in product(sorted(left), repeat=2)
+        if parts > 1 and width % parts == 0 and 1 < width // parts < width and width // parts in left
+        for heads, count in product(left[parts], left[width])
+    )
 
 
 def _parts(table: ChannelTable) -> int:

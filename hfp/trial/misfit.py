@@ -29,6 +29,8 @@ class Extent:
     """Other labels, as many in the dense network as there are here, and as many left as were found."""
     counts: Mapping[Attribute, int] = field(default_factory=dict)
     """What the attributes that the length is reckoned from count in the cut network."""
+    shared: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Other labels of which the length is an equal share (`width // heads`), and those that it is such a share of."""
 
 
 @dataclass(frozen=True)

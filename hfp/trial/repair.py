@@ -288,6 +288,7 @@ class Repairs:
                 yield from self._multiples(extent.found, extent)
             yield from self._attributes(misfit.place.module, extent.ids)
         else:
+            yield from self._shares(extent)
             for repair in self.kept:  # an attribute that was changed is asked for here as well
                 if repair.attribute is None or len(repair.ids) != extent.dense:
                     continue
@@ -298,6 +299,14 @@ class Repairs:
             if isinstance(extent.found, Reckoned):
                 yield from self._made_of(extent.found, misfit, near)
                 yield from self._multiples(extent.found, extent)
+
+    def _shares(self, extent: Extent) -> Iterator[Repair]:
+        """`width // heads`: the width is to lose what the heads do, unless it is another attribute's."""
+        attributes = extent.found.of if isinstance(extent.found, Reckoned) else ()
+        widths = {get_size(self.modules[path], name) for path, name in attributes}
+        for width, others in extent.shared:
+            if len(width) not in widths:
+                yield Repair(width, others=others)
 
     def _made_of(self, number: Reckoned, misfit: Misfit, near: Near) -> Iterator[Repair]:
         """The axes that one of the attributes may count of which a number is made."""

@@ -40,6 +40,11 @@ def ratio(step: Step, dense: Step) -> float | None:
     return new / old if operator == "mul" else old / new
 
 
+def is_power(factor: float, share: float) -> bool:
+    """Whether it is one of the powers that a model's code would take."""
+    return any(math.isclose(factor, share**power, rel_tol=EXACT) for power in POWERS)
+
+
 def is_followed(step: Step, dense: Step, scaling: Operand, cut: Cut) -> bool:
     """Whether the other factor is what the gated network will be scaled by."""
     found = ratio(step, dense)

@@ -180,7 +180,9 @@ class _Trial:
             self.astray = f"runs {step.operator} instead of {dense.operator if dense else 'nothing'}", ()
         elif not self._computes_alike(step, dense):
             self.lost = True
-            self._misfit(dense, f"gives {step.operator} other numbers", numbers=True, scalings=self._scalings(step))
+            scalings, factor = self._scalings(step), scaling.ratio(step, dense)
+            extent = None if scalings or factor is None else self.blame.reckoned(self.at, factor)
+            self._misfit(dense, f"gives {step.operator} other numbers", extent, numbers=True, scalings=scalings)
         else:
             self.astray = self._differs(step, dense)
             self.at += 1

@@ -1,0 +1,94 @@
+"""Attention whose code reckons a head's share off the width of its input, `c // heads`. See `specimen.py`.
+
+The stream is to lose what the heads and their dimensions do, or the share would not be that of a head any more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from attention import FUSED, NARROW, TOKENS, Size, alike, apart, attended, fused
+from specimen import Net, registry
+from torch import Tensor, nn
+
+SHARES, specimen = registry()
+WIDE = Size(4, 8, 32)
+"""In smaller ones other powers of other widths are as large by chance."""
+APART = "embed q k v q.weight/1 k.weight/1 v.weight/1 proj proj.weight/1 head.weight/1"
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def merged_by_what_is_left(s: Size = NARROW) -> Net:
+    """As in timm's, but that only the split says that the heads are as wide as the stream."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = net.qkv(x).reshape(b, n, 3, net.heads, c // net.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return net.proj(((q @ k.mT * net.scale).softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1))
+
+    return attended(run, s, **fused(s))
+
+
+@specimen(shapes=TOKENS, least=APART)
+def three_that_are_flattened(s: Size = NARROW) -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        split = lambda t: t.view(b, n, net.heads, c // net.heads).transpose(1, 2)  # noqa: E731
+        q, k, v = split(net.q(x)), split(net.k(x)), split(net.v(x))
+        return net.proj(((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    return attended(run, s, **apart(s))
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def with_a_literal_number_of_heads() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = (t.view(b, n, 3, c // 3).transpose(1, 2) for t in net.qkv(x).chunk(3, -1))
+        return net.proj(((q @ k.mT * net.scale).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    return attended(run, NARROW, **fused(NARROW))
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def queries_scaled_by_it() -> Net:
+    """The split asks for nothing: the factor alone says what is to be as wide as what."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        c = x.shape[-1]
+        q, k, v = (t.unflatten(-1, (net.heads, -1)).transpose(1, 2) for t in net.qkv(x).chunk(3, -1))
+        return net.proj((((q * (c // net.heads) ** -0.5) @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    return attended(run, WIDE, **fused(WIDE))
+
+
+@specimen(shapes=TOKENS, least=APART)
+def scores_divided_by_its_root() -> Net:
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = (layer(x).view(b, n, net.heads, -1).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        return net.proj(((q @ k.mT / math.sqrt(c // net.heads)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    return attended(run, WIDE, **apart(WIDE))
+
+
+@specimen(shapes=((2, 3, 8, 8),), least="stem proj qkv qkv.weight/1 proj.weight/1 head.weight/1")
+def in_windows_as_wide_as_there_are_heads() -> Net:
+    """As in MaxViT; nothing of the window goes with the heads."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x).unflatten(3, (-1, net.window)).unflatten(2, (-1, net.window)).permute(0, 2, 4, 3, 5, 1)
+        b, height, width, _, _, c = x.shape
+        tokens = x.reshape(b * height * width, net.window * net.window, c)
+        q, k, v = (t.unflatten(-1, (net.heads, -1)).transpose(1, 2) for t in net.qkv(tokens).chunk(3, -1))
+        out = torch.einsum("bhij,bhjd->bhid", ((q * (c // net.heads) ** -0.5) @ k.mT).softmax(-1), v)
+        out = net.proj(out.transpose(1, 2).flatten(2)).unflatten(1, (net.window, net.window))
+        return net.head((x + out.unflatten(0, (b, height, width))).mean((1, 2, 3, 4)))
+
+    parts = {"stem": nn.Conv2d(3, 16, 3, padding=1), "head": nn.Linear(16, 3)}
+    return Net(run, window=4, heads=4, qkv=nn.Linear(16, 48), proj=nn.Linear(16, 16), **parts)
+
+
+SHARES |= {f"{one.name}_alike": alike(one) for one in SHARES.values() if one.build.__defaults__}  # type: ignore[attr-defined]
