@@ -165,6 +165,31 @@ def recurrence_by_hand() -> Net:
     return Net(run, hidden=5, a=nn.Linear(7, 6), gates=nn.Linear(11, 20), b=nn.Linear(5, 4))
 
 
+@specimen(shapes=ROWS, least="a a.weight/1 read read.weight/1 b.weight/1")
+def recurrence_beside_the_input() -> Net:
+    """The state of zeros is joined to what has no channels."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = torch.zeros(x.shape[0], net.hidden, dtype=x.dtype)
+        for token in x.unbind(1):
+            h = net.read(net.a(torch.cat([token, h], -1)).tanh()).tanh()
+        return net.b(h)
+
+    return Net(run, hidden=5, a=nn.Linear(12, 8), read=nn.Linear(8, 5), b=nn.Linear(5, 4))
+
+
+@specimen(shapes=ROWS, least="a b b.weight/1 c.weight/1")
+def correlation_of_spectra() -> Net:
+    """As in Autoformer."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        f, g = torch.fft.rfft(h, dim=1), torch.fft.rfft(net.b(h), dim=1)
+        return net.c(torch.fft.irfft(f * torch.conj(g), n=x.shape[1], dim=1))
+
+    return Net(run, a=nn.Linear(7, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 4))
+
+
 def one_step(rnn: nn.Module, out: int) -> Net:
     """A sequence that is as short as can be: the state is not fed back."""
     return Net(lambda net, x: net.b(net.rnn(net.a(x).mean(1, keepdim=True))[0]), a=nn.Linear(7, 6), rnn=rnn,

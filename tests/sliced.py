@@ -261,6 +261,19 @@ def deformable_convolution_in_groups() -> Net:
     return Net(run, a=conv(3, 6), offset=conv(3, 18), d=deformed, e=conv(8, 5), c=conv(5, 4))
 
 
+@specimen(shapes=((2, 5, 7),), least="e a a.weight/1 g b.weight/1")
+def zeros_before_the_rest() -> Net:
+    """As a causal convolution pads, and as a first state is put before the others."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.e(x)
+        h = torch.cat([torch.zeros(h.shape[0], 1, h.shape[2], dtype=h.dtype), h], 1)
+        h = net.a(h[:, 1:]) * net.g(x)
+        return net.b(torch.stack([torch.zeros(h.shape, dtype=h.dtype), h], 1).sum(1))
+
+    return Net(run, e=nn.Linear(7, 6), a=nn.Linear(6, 8), g=nn.Linear(7, 8), b=nn.Linear(8, 4))
+
+
 @specimen(shapes=([4, 5],), least="bag.weight/1 a a.weight/1 b.weight/1")
 def bag_of_words() -> Net:
     run = lambda net, words: net.b(net.a(net.bag(words)).relu())  # noqa: E731

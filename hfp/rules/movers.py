@@ -9,11 +9,12 @@ follow.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from hfp.labels import ANY, FIXED, Labels, Ledger, anything, prunable
+from hfp.labels import ANY, FIXED, Labels, Ledger, anything
 from hfp.rules.call import Call, Rule, labelled, lies_at, stays_whole
 from hfp.rules.slices import along_one, glu, index, select, slice_, split, unbind, unfold
 from hfp.rules.spatial import SPATIAL
@@ -152,7 +153,7 @@ def cat(ledger: Ledger, call: Call) -> Labels:
                 for tensor, vector in zip(tensors, ids, strict=True)
             ]
             together = torch.cat(parts)
-            if prunable(together) and bool((together == ANY).any()):
+            if bool((together == ANY).any()) and not bool((together == ANY).all()):
                 parts = [ledger.constant(part) if bool((part == ANY).all()) else part for part in parts]
                 together = torch.cat(parts)
             labels.append(together)
@@ -163,9 +164,7 @@ def _tied(ledger: Ledger, call: Call, ids: Sequence[Tensor | None]) -> Tensor | 
     """The common labels of parts that lie beside each other; a part without any pins the others."""
     labelled = [vector for vector in ids if vector is not None]
     if len(labelled) == len(ids):
-        for vector in labelled[1:]:
-            ledger.tie(labelled[0], vector, call.place)
-        return labelled[0]
+        return reduce(lambda one, other: ledger.meet(one, other, call.place), labelled)
     for vector in labelled:
         ledger.pin(vector, "is joined to a tensor of its own, fixed size", call.place)
     return None

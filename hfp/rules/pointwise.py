@@ -114,7 +114,7 @@ logaddexp2 logical_and logical_not logical_or logical_xor logit lt masked_fill m
 native_dropout ne neg nextafter normal normal_functional ones_like poisson polar positive pow prelu _prelu_kernel
 rad2deg rand_like randn_like reciprocal relu relu6 remainder round rrelu rrelu_with_noise rsqrt rsub selu sgn sigmoid
 sign signbit silu sin sinc sinh softplus softshrink special_expit sqrt square sub tan tanh threshold _to_copy to trunc
-uniform where xlogy zero zeros_like resolve_conj resolve_neg real conj
+uniform where xlogy zero zeros_like resolve_conj resolve_neg real conj _conj
 """.split()
 
 DERIVATIVES = """
