@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hfp.labels import Place
 from hfp.model.ambient import as_set
@@ -76,9 +76,11 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
             _check_written(subject, marked)
             raise
         _check_written(subject, marked)
-    functions.watcher.tell_used(tensors_of(out), "output")
+    # What a forward puts into a dict or list that it is given is an output as well.
+    returned = [*tensors_of(out), *(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))]
+    functions.watcher.tell_used(returned, "output")
     ledger = functions.watcher.ledger
-    for tensor in tensors_of(out):
+    for tensor in returned:
         for ids in functions.watcher.labels(tensor):
             ledger.pin(ids, "is an output of the network", Place("output", "", ""))
     while ledger.asks:  # of operators that no function has called which could be given something else: TorchScript

@@ -182,3 +182,24 @@ def test_caches_are_put_back() -> None:
     assert (net.positions, net.seen, net.sizes, net.last) == ({"all": {}}, [7], {7}, deque([7]))
     assert net.positions["all"] is inner
     assert net(X).shape == (1, 4, 8, 8) and net.seen == [7, 8]
+
+
+@pytest.mark.parametrize("given", ["dict", "list"])
+def test_what_is_put_into_an_argument_is_an_output(given: str) -> None:
+    def run(net: Net, batch: Any) -> Tensor:
+        h = net.a(batch["x"] if given == "dict" else batch[0])
+        if given == "dict":
+            batch["seen"] = net.b(h)
+        else:
+            batch.append(net.b(h))
+        return net.c(h)
+
+    net = Net(run, a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(6, 4))
+    x = torch.zeros(2, 3)
+    batch: Any = {"x": x} if given == "dict" else [x]
+    table = trace(net, (batch,))
+    assert [group.members[0] for group in table.groups] == [("a.weight", 0)]
+    assert {pinned.tensor: pinned.reason for pinned in table.pinned} == dict.fromkeys(
+        ("b.weight", "c.weight"), "is an output of the network"
+    )
+    assert batch == {"x": x} if given == "dict" else len(batch) == 1  # nor is the example changed
