@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -272,6 +273,18 @@ def zeros_before_the_rest() -> Net:
         return net.b(torch.stack([torch.zeros(h.shape, dtype=h.dtype), h], 1).sum(1))
 
     return Net(run, e=nn.Linear(7, 6), a=nn.Linear(6, 8), g=nn.Linear(7, 8), b=nn.Linear(8, 4))
+
+
+@specimen(least="a b b.weight/1 c.weight/1")
+def reshaped_by_a_list_in_a_config() -> Net:
+    """As in SegFormer and PVT, whose config has the widths of all stages."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        h = net.b(net.a(x).relu()).permute(0, 2, 3, 1)
+        return net.c(h.reshape(h.shape[0], -1, net.config.widths[-1]).mean(1))
+
+    config = SimpleNamespace(widths=[6, 8])
+    return Net(run, config=config, a=conv(3, 6), b=conv(6, 8), c=nn.Linear(8, 4))
 
 
 @specimen(shapes=([4, 5],), least="bag.weight/1 a a.weight/1 b.weight/1")

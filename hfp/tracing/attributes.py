@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 def get_size(module: nn.Module, attribute: str) -> int:
     """What `set_size` sets."""
-    name, _, key = attribute.partition(".")
+    name, *keys = attribute.split(".")
     value = getattr(module, name)
-    return int(entries_of(value)[key] if key else value)
+    for key in keys:
+        value = entries_of(value)[key]
+    return int(value)
 
 
 def set_size(module: nn.Module, attribute: str, value: int) -> None:
-    """Set an integer attribute, or an entry of one, `normalized_shape.0` or `config.heads`, for this module alone."""
+    """Set an integer attribute, or an entry of one (`normalized_shape.0`, `config.sizes.1`), for this module alone."""
     name, _, key = attribute.partition(".")
     setattr(module, name, with_entries(getattr(module, name), {key: value}) if key else value)
     if name[0] == "_" and key in entries_of(shown := getattr(module, name[1:], None)):
@@ -39,6 +42,19 @@ def entries_of(holder: Any) -> dict[str, Any]:
     if isinstance(holder, dict):
         return {name: entry for name, entry in holder.items() if type(name) is str}
     return {name: entry for name, entry in vars(holder).items() if name[:1] != "_"} if is_plain(holder) else {}
+
+
+def numbers_in(holder: Any) -> Iterator[tuple[str, int]]:
+    """(key, value) of the whole numbers among the entries, and among those of tuples and lists in it.
+
+    >>> list(numbers_in({"heads": 4, "sizes": [8, 16], "name": "small"}))
+    [('heads', 4), ('sizes.0', 8), ('sizes.1', 16)]
+    """
+    for key, entry in entries_of(holder).items():
+        if type(entry) is int and "." not in key:
+            yield key, entry
+        elif type(entry) in (tuple, list) and "." not in key and not isinstance(holder, (tuple, list)):
+            yield from ((f"{key}.{number}", each) for number, each in enumerate(entry) if type(each) is int)
 
 
 def are_pairs(holder: Any) -> bool:
@@ -61,7 +77,16 @@ def contents(holder: Any) -> dict[Any, Any]:
 
 
 def with_entries(holder: Any, new: Mapping[str, Any]) -> Any:
-    """A copy with other entries: what other modules hold of it stays as it is. Itself, if it cannot be copied."""
+    """A copy with other entries, `sizes.1` within others: what other modules hold of it stays as it is.
+
+    Itself, if it cannot be copied.
+    """
+    inner: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in new.items():
+        outer, _, rest = key.partition(".")
+        inner[outer][rest] = value
+    own = entries_of(holder)
+    new = {key: some[""] if "" in some else with_entries(own[key], some) for key, some in inner.items()}
     if are_pairs(holder):
         return tuple({**dict(holder), **new}.items())
     if type(holder) in (tuple, list, torch.Size):

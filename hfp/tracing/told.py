@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hfp.labels import Labels
 from hfp.rules.call import values_in
-from hfp.tracing.attributes import are_pairs, contents, entries_of, with_entries
+from hfp.tracing.attributes import are_pairs, contents, entries_of, numbers_in, with_entries
 from hfp.tracing.sizes import WIDTHS
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
@@ -110,7 +110,7 @@ def sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
         if type(value) is int:
             yield name, value
         else:
-            yield from ((f"{name}.{key}", entry) for key, entry in entries_of(value).items() if type(entry) is int)
+            yield from ((f"{name}.{key}", entry) for key, entry in numbers_in(value))
 
 
 def _follows(module: nn.Module) -> bool:
@@ -163,11 +163,14 @@ def mark(names: Mapping[nn.Module, str], span: Span, written: Container[int] = (
             told = Told(value, [(path, attribute)], span)
             if not key:
                 own[name] = told
-            elif id(own[name]) not in written:
+            elif id(own[name]) not in written and id(entries_of(own[name])[key.partition(".")[0]]) not in written:
                 inner[name][key] = told
         for name, entries in inner.items():
-            holder, own[name] = own[name], with_entries(own[name], entries)
-            marked.append(Marked(holder, own[name], contents(own[name])))
+            before, own[name] = own[name], with_entries(own[name], entries)
+            marked.append(Marked(before, own[name], contents(own[name])))
+            old, new = entries_of(before), entries_of(own[name])
+            lists = dict.fromkeys(key.partition(".")[0] for key in entries if "." in key)
+            marked += [Marked(old[key], new[key], contents(new[key])) for key in lists]
     return marked
 
 

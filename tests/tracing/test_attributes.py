@@ -47,6 +47,8 @@ HOLDERS = {
     "list": ([7, 4], "1"),
     "size": (torch.Size([7, 4]), "1"),
     "dict": ({"heads": 4, "name": "x"}, "heads"),
+    "list in a dict": ({"sizes": [7, 4], "name": "x"}, "sizes.1"),
+    "tuple in a config": (SimpleNamespace(sizes=(7, 4)), "sizes.1"),
     "ordered dict": (OrderedDict(heads=4), "heads"),
     "namespace": (SimpleNamespace(heads=4), "heads"),
     "frozen dataclass": (Frozen(), "heads"),
@@ -66,8 +68,9 @@ def test_an_entry_is_set_for_one_module_alone(holder: Any, key: str) -> None:
     set_size(one, f"sizes.{key}", 3)
     assert (get_size(one, f"sizes.{key}"), get_size(other, f"sizes.{key}")) == (3, 4)
     assert type(one.sizes) is type(holder)
-    rest = {name: entry for name, entry in entries_of(holder).items() if name != key}
-    assert {name: entry for name, entry in entries_of(one.sizes).items() if name != key} == rest
+    set_to = key.partition(".")[0]
+    rest = {name: entry for name, entry in entries_of(holder).items() if name != set_to}
+    assert {name: entry for name, entry in entries_of(one.sizes).items() if name != set_to} == rest
 
 
 def test_a_plain_attribute_is_set() -> None:

@@ -184,6 +184,20 @@ def test_caches_are_put_back() -> None:
     assert net(X).shape == (1, 4, 8, 8) and net.seen == [7, 8]
 
 
+def test_a_list_in_a_config_that_is_written_to() -> None:
+    """What the forward appends is there for the next one, as without a trace; and gone after it."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        net.config.seen.append(x.shape[0])
+        assert net.config.seen is net.twin.config.seen
+        return net.b(net.a(x)) * len(net.config.seen)
+
+    config = SimpleNamespace(seen=[3])
+    net = Net(run, config=config, twin=Net(run, config=config), a=nn.Linear(3, 6), b=nn.Linear(6, 4))
+    assert trace(net, torch.zeros(2, 3)).groups
+    assert net.config is config and config.seen == [3]
+
+
 @pytest.mark.parametrize("given", ["dict", "list"])
 def test_what_is_put_into_an_argument_is_an_output(given: str) -> None:
     def run(net: Net, batch: Any) -> Tensor:
