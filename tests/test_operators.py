@@ -60,6 +60,7 @@ PRUNED: dict[str, Function] = {
     "inverse": lambda h: h @ torch.linalg.inv(h.mT @ h + torch.eye(5, dtype=h.dtype)),
     "parts turned round": lambda h: torch.cat(torch.tensor_split(h, 3, 1)[::-1], 1),
     "repeated and averaged": lambda h: h[:, :, None].expand(-1, -1, 2, -1).mean(2),
+    "cross product of places": lambda h: F.pad(torch.linalg.cross(h[..., :3], h[..., 2:], dim=2), (1, 1)),
     "ramp": lambda h: h * torch.arange(5.0).to(h),
 }
 
@@ -85,6 +86,7 @@ WHOLE: dict[str, Function] = {
     "channels that ask in order": lambda h: F.scaled_dot_product_attention(h, ramp(7, 5), ramp(7, 5), is_causal=True),
     "summed to a size": lambda h: h * h.sum_to_size(4, 12, 1),
     "a mean by counting": lambda h: h - h.sum(1, keepdim=True) / torch.ones(h.shape).sum(1, keepdim=True),
+    "cross product of channels": lambda h: torch.linalg.cross(h[:, 0::4], h[:, 1::4], dim=1).repeat(1, 4, 1),
     "one by one": lambda h: torch.stack(h.unbind(1)[::-1], 1),
 }
 

@@ -20,6 +20,15 @@ def pointwise(ledger: Ledger, call: Call) -> Labels:
     return tuple(along(ledger, call, operands, axis - out.dim()) for axis in range(out.dim()))
 
 
+def cross(ledger: Ledger, call: Call) -> Labels:
+    """`(input, other, dim)`: index by index, but for the three along `dim`."""
+    labels, axis = list(pointwise(ledger, call)), call.argument(2, "dim", -1) % call.out.dim()
+    if labels:
+        ledger.pin(labels[axis], "is reduced or normalised along the channels", call.place)
+        labels[axis] = None
+    return tuple(labels)
+
+
 def along(ledger: Ledger, call: Call, operands: list[tuple[Tensor, Labels]], axis: int) -> Tensor | None:
     """The labels of the output along `axis`, counted from the end. An operand that has none there would not follow."""
     extents = [labels[axis] if labels else None for x, labels in operands if x.dim() >= -axis and x.shape[axis] > 1]
@@ -136,6 +145,7 @@ POINTWISE: dict[str, Rule] = {
     **dict.fromkeys(FACTORIES, factory),
     **dict.fromkeys(UNIFORM, uniform),
     "index_put": index_put,
+    "linalg_cross": cross,
     **dict.fromkeys("index_add index_copy index_fill scatter scatter_add".split(), write_along_one),
     **dict.fromkeys("index_reduce scatter_reduce".split(), write_along_one),
 }
