@@ -79,6 +79,20 @@ def test_networks_of_the_zoo_pass_and_stay_as_they_are(name: str) -> None:
     assert snapshot(model) == before
 
 
+def test_parts_in_single_precision_of_a_network_in_double() -> None:
+    """As many published networks have them, whatever the precision of the rest."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.a(x).float()
+        return net.b((10 * h * (h.square().mean(1, keepdim=True) + 1e-6).rsqrt()).sin().to(x.dtype))
+
+    torch.manual_seed(0)
+    net = Net(run, a=nn.Linear(6, 64), b=nn.Linear(64, 4)).double()
+    x = torch.randn(8, 6, dtype=torch.float64)
+    hfp.verify(net, hfp.trace(net, x))
+    hfp.wrap(net, x, target_macs=0.5).compact()
+
+
 def test_a_network_without_groups_has_nothing_to_fail() -> None:
     model = nn.Conv2d(3, 4, 3)
     assert hfp.verify(model, hfp.trace(model, X)) == 0.0
