@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,9 @@ class Network:
     """How it was built, where that is not as its name alone says."""
 
 
-def build(name: str, shapes: Sequence[Shape] = (), dtypes: Sequence[torch.dtype] = ()) -> Network:
+def build(
+    name: str, shapes: Sequence[Shape] = (), dtypes: Sequence[torch.dtype] = (), num_classes: int | None = None
+) -> Network:
     """The network that a name stands for: torchvision's, else one of the checkout's `models`, else timm's.
 
     Arguments:
@@ -43,23 +46,28 @@ def build(name: str, shapes: Sequence[Shape] = (), dtypes: Sequence[torch.dtype]
             arguments. `timm.models:resnet18` is timm's, where torchvision has the name as well.
         shapes: of the inputs, in their order; what the kind of network usually takes if left out.
         dtypes: of the inputs, float32 where there are no more.
+        num_classes: that the network tells apart; its usual number if left out.
 
     Raises:
-        ValueError: an unknown name (with the nearest), a function that gives no network, an unknown input size.
+        ValueError: an unknown name (with the nearest), a function that gives no network, an unknown input size, sizes
+            or classes that the network is not built for.
     """
     given = [_noise(shape, dtype) for shape, dtype in _paired(shapes, dtypes)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constructors, about their own defaults
         if ":" in name:
+            if num_classes is not None:
+                raise ValueError(f"{name} decides on its classes itself; give a function that makes {num_classes}")
             return _with_inputs(name, _constructed(name), given)
+        options = {} if num_classes is None else {"num_classes": num_classes}
         if name in torchvision.models.list_models():
-            return _of_torchvision(name, shapes, given)
+            return _of_torchvision(name, shapes, given, options)
         own = _own_models()
         if name in own:
-            return _with_inputs(name, own[name](), given)
+            return _with_inputs(name, own[name](**options), given)
         timm = _timm()
         if timm is not None and timm.is_model(name):
-            return _with_inputs(name, timm.create_model(name, pretrained=False), given)
+            return _with_inputs(name, timm.create_model(name, pretrained=False, **options), given)
     raise ValueError(_unknown(name, own, timm))
 
 
@@ -111,12 +119,12 @@ DETECTORS: dict[str, dict[str, Any]] = {"*rcnn_*": PROPOSALS, "*": BEST}
 each near where it was proposed."""
 
 
-def _of_torchvision(name: str, shapes: Sequence[Shape], given: Sequence[Tensor]) -> Network:
+def _of_torchvision(name: str, shapes: Sequence[Shape], given: Sequence[Tensor], options: dict[str, Any]) -> Network:
     builder = torchvision.models.get_model_builder(name)
     kind = builder.__module__.removeprefix("torchvision.models.").partition(".")[0]
     usual = [] if shapes else DEFAULT_SHAPES.get(kind) or [_published(name, kind)]
     shape = [*shapes, *usual][0]
-    options: dict[str, Any] = {}
+    options = dict(options)
     if kind in ("segmentation", "detection"):
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
@@ -127,13 +135,20 @@ def _of_torchvision(name: str, shapes: Sequence[Shape], given: Sequence[Tensor])
         options["input_size"] = shape[-2:]
     inputs = tuple(given) or tuple(map(_noise, usual))
     if kind != "detection":
-        return Network(torchvision.models.get_model(name, weights=None, **options), inputs)
+        return Network(_built(name, options), inputs)
     boxes = next(settings for pattern, settings in DETECTORS.items() if fnmatchcase(name, pattern))
     sized = {} if name.startswith("ssd") else {"min_size": min(shape[-2:]), "max_size": max(shape[-2:])}
-    model = torchvision.models.get_model(name, weights=None, **options, **boxes, **sized)
+    model = _built(name, options | boxes | sized)
     settings = ", ".join(f"{key}={value}" for key, value in (boxes | sized).items())
     pictures = [picture for batch in inputs for picture in (batch if batch.dim() == 4 else [batch])]
     return Network(model, (pictures,), f"built with {settings}: costs are for as many boxes")
+
+
+def _built(name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return torchvision.models.get_model(name, weights=None, **options)
+    except (ArithmeticError, AssertionError, TypeError) as error:  # patches that do not fit, an option that it has not
+        raise ValueError(f"there is no {name} with {options} ({first_line(error)})") from error
 
 
 def _published(name: str, kind: str) -> Shape:
@@ -147,11 +162,11 @@ def _published(name: str, kind: str) -> Shape:
 # Others
 
 
-def _own_models() -> Mapping[str, Callable[[], nn.Module]]:
+def _own_models() -> Mapping[str, Callable[..., nn.Module]]:
     """Those of the package `models` of this project's checkout, when that is where we are."""
     try:
         models = importlib.import_module("models")
-        return {name: lambda name=name: models.build(name) for name in models.names()}  # type: ignore[misc]
+        return {name: partial(models.build, name) for name in models.names()}
     except Exception:  # there is none, or it is somebody else's
         return {}
 

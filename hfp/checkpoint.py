@@ -234,8 +234,23 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
         elif given is not None and (given.shape, given.dtype) != (value.shape, value.dtype):
             problems.append(f"{name} is {_form(given)}, the network has {_form(value)}")
     if problems:
-        raise ValueError(f"{source} does not fit this {type(net).__name__}: {first_few(problems, between='; ')}.")
+        told = first_few(problems, between="; ")
+        raise ValueError(f"{source} does not fit this {type(net).__name__}: {told}.{_advice(own, tensors)}")
     net.load_state_dict({**tensors, **rest})
+
+
+def _advice(own: Mapping[str, Tensor], tensors: Mapping[str, Any]) -> str:
+    """What to do where a head, or several, is for another number of classes, and nothing else differs."""
+    if own.keys() != tensors.keys() or not all(isinstance(value, Tensor) for value in tensors.values()):
+        return ""
+    pairs = [(tensors[name].shape, value.shape) for name, value in own.items()]
+    match list({(*given[:1], *here[:1], given[1:] == here[1:]) for given, here in pairs if given != here}):
+        case [(number, _, True)]:
+            return (
+                f" If these are classes, construct the network for {number} of them (python -m hfp.compact: "
+                f"--num-classes {number}, or a module:function that does)."
+            )
+    return ""
 
 
 def record_of(small: nn.Module) -> surgery.Record:

@@ -54,6 +54,7 @@ def made(given: argparse.Namespace) -> tuple[Outcome, dict[str, Any] | None]:
     """
     wanted = Wanted(
         model=given.model,
+        num_classes=given.num_classes,
         shapes=given.input_shape,
         target_macs=given.target_macs,
         target_params=given.target_params,
@@ -188,13 +189,14 @@ def parser() -> argparse.ArgumentParser:
         help=f"some of {','.join(formats.FORMATS)}; for several, suffixes are put to --output (default: by its suffix)",
     )
     add("--model", metavar="NAME", help="the dense network: of torchvision, timm or `models`, or module:function")
+    add("--num-classes", type=whole(1), metavar="N", help="of the network that --model names (default: its usual ones)")
     add(
         "--input-shape",
         action="append",
         default=[],
         type=shape_and_dtype,
         metavar="SHAPE",
-        help="1,3,224,224, or with a dtype 1,12:int64; once for each input, where the network does not tell",
+        help="1,3,224,224, or with a dtype 1,12:int64; once for each input; where neither network nor file tells",
     )
     add("--method", metavar="NAME", help=f"how channels of dense weights are judged: {', '.join(ONE_SHOT)} ({USUAL})")
     add("--target-macs", type=amount, metavar="SHARE|COUNT", help="multiply-adds that may stay (0.4, or 50M)")

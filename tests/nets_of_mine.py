@@ -50,6 +50,11 @@ def sized() -> nn.Module:
     return model
 
 
+def tall() -> nn.Module:
+    """Does not tell what it takes."""
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+
 def needy(width: int) -> nn.Module:
     return nn.Linear(width, 3)
 

@@ -102,6 +102,25 @@ def test_wrong_names_are_told_the_right_ones(name: str, words: str) -> None:
         catalogue.build(name)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "lenet5", "fcn_resnet50", "timm.resnet10t"])
+def test_another_number_of_classes(name: str) -> None:
+    if name.startswith("timm."):
+        pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = catalogue.build(name.removeprefix("timm."), num_classes=7).model.eval()
+        sizes = [len(parameter) for parameter in model.parameters()]
+    assert sizes[-1] == 7
+
+
+def test_what_a_network_is_not_built_for() -> None:
+    with pytest.raises(ValueError, match="there is no vit_b_16 with .'image_size': 65. .AssertionError: Input shape"):
+        catalogue.build("vit_b_16", [(1, 3, 65, 65)])
+    with pytest.raises(ValueError, match="there is no raft_small with .'num_classes': 7. .TypeError"):
+        catalogue.build("raft_small", num_classes=7)
+    with pytest.raises(ValueError, match="nets_of_mine:sized decides on its classes itself; give a function that mak"):
+        catalogue.build("nets_of_mine:sized", num_classes=7)
+
+
 def test_a_module_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nets_that_fail.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -329,6 +329,44 @@ def test_dense_weights_of_a_run_tell_their_network(
     assert given["widths"] == found["widths"]
 
 
+def test_a_compact_file_tells_the_inputs_of_its_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A function of one's own need not tell them, and a network that is built for one size is built for that."""
+    resized, sized = tmp_path / "resized", tmp_path / "sized"
+    own = hfp.wrap(nets_of_mine.Resized(), (torch.zeros(1, 3, 8, 8), torch.tensor([6.0, 6.0])), target_macs=0.6)
+    hfp.save(own.compact(), resized)
+    hfp.save(hfp.wrap(nets_of_mine.tall(), torch.zeros(1, 3, 8, 8), target_macs=0.6).compact(), sized)
+    for source, name in ((resized, "nets_of_mine:Resized"), (sized, "nets_of_mine:tall")):
+        given = [source, "--model", name, "--output", tmp_path / "less"]
+        alone = compacted(capsys, *given, "--target-macs", "0.5")
+        assert alone["macs"][0] == checkpoint.header(source)["record"]["dense_macs"]
+    assert compacted(capsys, *given, "--input-shape", "1,3,8,8")["macs"][1] > alone["macs"][1]
+    assert "--input-shape 1,3,64,64: " in refused(capsys, *given, "--input-shape", "1,3,64,64")
+
+
+def test_weights_for_another_number_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The number that was given once is in the file."""
+    torch.save(models.build("resnet20", num_classes=7).state_dict(), tmp_path / "seven.pt")
+    given = [tmp_path / "seven.pt", "--model", "resnet20", "--target-macs"]
+    compacted(capsys, *given, "0.6", "--num-classes", 7, "--output", tmp_path / "small")
+    cut = compacted(capsys, tmp_path / "small", "--target-macs", "0.5", "--output", tmp_path / "less")
+    named = [tmp_path / "less", "--model", "resnet20", "--output", tmp_path / "again"]
+    assert compacted(capsys, *named)["macs"] == cut["macs"]
+    notes = {"model": "resnet20", "num_classes": 7, "seed": 0, "weights": "seven.pt"}
+    assert checkpoint.header(tmp_path / "again")["notes"] == notes
+    assert "--num-classes 7, or a module:function" in refused(capsys, *named, "--num-classes", "8")
+    assert hfp.load(tmp_path / "again", models.build("resnet20", num_classes=7)).linear.out_features == 7  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("classes", [True, -1, 10**9, "7", [7]])
+def test_a_file_asks_for_no_impossible_number_of_classes(
+    classes: Any, moments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = hfp.load(moments / "run" / "small.safetensors", models.build("lenet5"))
+    hfp.save(small, tmp_path / "hostile", model="lenet5", num_classes=classes)
+    error = refused(capsys, tmp_path / "hostile", "--output", tmp_path / "small")
+    assert f"asks for a network of {classes!r} classes" in error
+
+
 def test_no_folder_is_left_where_nothing_is_written(
     dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -404,6 +442,15 @@ def test_what_does_not_go_together_is_refused_in_words(
         ([ours, "--use-ema"], "--use-ema and --ignore are for dense weights, and phase 'prune'"),
         ([small, "--method", "pag"], "--method cuts a network further; say how far"),
         ([small, *model], "does not fit this CifarResNet"),
+        ([ours, "--input-shape", "1,3,28,28"], "--input-shape 1,3,28,28: "),
+        ([small, "--input-shape", "1,1,32,32"], "is of a network that takes 1,1,28,28, as it says itself; leave "),
+        ([small, "--model", "lenet5", "--input-shape", "1,1,28,28:float64"], "--input-shape 1,1,28,28:float64: "),
+        (
+            [moments / "run" / "dense.safetensors", "--target-macs", "0.4", "--input-shape", "1,3,28,28"],
+            "--input-shape 1,3,28,28: ",
+        ),
+        ([small, "--num-classes", "7"], "--num-classes 7 is for the network that --model names; a file that tells its"),
+        ([dense, *model, "--num-classes", "7", "--target-macs", "0.4"], "(python -m hfp.compact: --num-classes 10, or"),
     ]
     for given, message in cases:
         assert message in refused(capsys, *given, "--output", tmp_path / "small")

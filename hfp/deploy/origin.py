@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils._pytree import tree_leaves
 
 from hfp import catalogue, checkpoint, files, methods
 from hfp.budget import Target
+from hfp.cutting import surgery
 from hfp.deploy import foreign
 from hfp.deploy.recut import recut
 from hfp.experiment.run import PHASES
@@ -70,6 +72,8 @@ class Wanted:
 
     model: str | None = None
     """A name of `hfp.catalogue`, or module:function."""
+    num_classes: int | None = None
+    """Of the network that is named; as many as the file says, or else as it usually has, if left out."""
     shapes: Sequence[tuple[catalogue.Shape, torch.dtype]] = ()
     """Of the example inputs; those that the network usually takes if left out."""
     target_macs: Target | None = None
@@ -126,13 +130,16 @@ def compact(path: str | Path, wanted: Wanted = Wanted()) -> Outcome:  # noqa: B0
             f"--method {wanted.method} needs training, which train.py --method {wanted.method} does; "
             f"without it: {', '.join(ONE_SHOT)}"
         )
+    if wanted.num_classes is not None and wanted.model is None:
+        raise ValueError(
+            f"--num-classes {wanted.num_classes} is for the network that --model names; a file that tells its network "
+            "tells its classes, too"
+        )
     kind = files.kind_of(path) if Path(path).is_file() else None
-    if kind == files.TRAINING:
-        outcome = of_training(path, wanted)
-    elif kind == files.COMPACT:
-        outcome = of_compact(path, wanted)
-    else:
+    if kind not in (files.TRAINING, files.COMPACT):
         return of_dense(path, wanted, kind)
+    outcome = (of_training if kind == files.TRAINING else of_compact)(path, wanted)
+    check_shapes(wanted, outcome.small, path)
     if wanted.use_ema or wanted.ignore:
         raise ValueError(f"--use-ema and --ignore are for dense weights, and {outcome.said}")
     if not wanted.cuts:
@@ -201,18 +208,36 @@ def gates_of(state: Mapping[str, Any], dense: nn.Module, path: str | Path, wante
 
 def of_compact(path: str | Path, wanted: Wanted) -> Outcome:
     """From a compact file, whose dense network the file or --model tells."""
-    notes = checkpoint.header(path).get("notes")
+    header = checkpoint.header(path)
+    notes = header.get("notes")
     notes = notes if isinstance(notes, dict) else {}
     name = wanted.model or notes.get("model")
     if wanted.model is None and "build" in notes:
         dense = of_models(notes["build"], path)
     elif isinstance(name, str) and (wanted.model is not None or ":" not in name):
-        make = partial(catalogue.build, name, *_unzipped(wanted.shapes))
+        classes = wanted.num_classes or _noted_classes(notes, name, path)
+        record = checkpoint.record_from_json(header.get("record"), source=str(path))
+        first = [shape for shape, _ in shapes_of(record)[:1]]  # what networks for one size are built for
+        make = partial(catalogue.build, name, first, num_classes=classes)
         dense = make().model if wanted.model else bounded(lambda: make().model, path, name)
-        notes = {key: value for key, value in notes.items() if key != "build"} | {"model": name}
+        others = {key: value for key, value in notes.items() if key not in ("build", "num_classes")}
+        notes = others | _named(name, classes)
     else:
         raise ValueError(f"{path} is a compact network; give the dense one that it was cut from: --model NAME")
     return Outcome("a compact network", dense, None, checkpoint.load(path, dense).eval(), notes)
+
+
+def _named(name: str, classes: int | None) -> dict[str, Any]:
+    """What a file notes of the network that --model names."""
+    return {"model": name} | ({} if classes is None else {"num_classes": classes})
+
+
+def _noted_classes(notes: Mapping[str, Any], name: str, path: str | Path) -> int | None:
+    """What `_named` has noted, if it is of the same network."""
+    classes = notes.get("num_classes") if notes.get("model") == name and ":" not in name else None
+    if classes is not None and not (type(classes) is int and 0 < classes <= LARGEST):
+        raise ValueError(f"{path} asks for a network of {classes!r:.80} classes.")
+    return classes
 
 
 def of_dense(path: str | Path, wanted: Wanted, kind: str | None) -> Outcome:
@@ -235,8 +260,8 @@ def of_dense(path: str | Path, wanted: Wanted, kind: str | None) -> Outcome:
     if wanted.model is None:
         model, given, made = of_models(build, path), None, {"build": build}
     else:
-        network = catalogue.build(wanted.model, *_unzipped(wanted.shapes))
-        model, given, made = network.model, network.inputs, {"model": wanted.model}
+        network = catalogue.build(wanted.model, *_unzipped(wanted.shapes), num_classes=wanted.num_classes)
+        model, given, made = network.model, network.inputs, _named(wanted.model, wanted.num_classes)
     foreign.fill(model.eval(), found, source=str(path))
     method = wanted.method or USUAL
     torch.manual_seed(wanted.seed)
@@ -245,6 +270,8 @@ def of_dense(path: str | Path, wanted: Wanted, kind: str | None) -> Outcome:
         ignore=wanted.ignore, round_to=wanted.round_to or 1, method=method,
     )  # fmt: skip
     small = gated.eval().compact()
+    if wanted.model is None:
+        check_shapes(wanted, small, path)
     gated.keep = checkpoint.record_of(small).keep
     notes = made | {"seed": wanted.seed, "weights": Path(path).name}
     of = f"{'averaged ' if wanted.use_ema else ''}dense weights of {wanted.model or build['name']}"
@@ -253,6 +280,36 @@ def of_dense(path: str | Path, wanted: Wanted, kind: str | None) -> Outcome:
 
 def _unzipped(shapes: Sequence[tuple[catalogue.Shape, torch.dtype]]) -> tuple[list[catalogue.Shape], list[torch.dtype]]:
     return [shape for shape, _ in shapes], [dtype for _, dtype in shapes]
+
+
+def check_shapes(wanted: Wanted, small: nn.Module, path: str | Path) -> None:
+    """
+    Raises:
+        ValueError: --input-shape is given, and the file, which tells the inputs of its network, tells others.
+    """
+    told = shapes_of(checkpoint.record_of(small))
+    if wanted.shapes and list(wanted.shapes) != told:
+        raise ValueError(
+            f"--input-shape {_in_words(wanted.shapes)}: {path} is of a network that takes {_in_words(told)}, as it "
+            "says itself; leave --input-shape out"
+        )
+
+
+def shapes_of(record: surgery.Record) -> list[tuple[catalogue.Shape, torch.dtype]]:
+    """Of the tensors among the inputs that a network was cut for."""
+    leaves = tree_leaves(inputs.rebuild(record.inputs))
+    return [(tuple(leaf.shape), leaf.dtype) for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _in_words(shapes: Sequence[tuple[catalogue.Shape, torch.dtype]]) -> str:
+    """As --input-shape takes them.
+
+    >>> _in_words([((1, 3, 8, 8), torch.float32), ((1, 12), torch.int64)])
+    '1,3,8,8 and 1,12:int64'
+    """
+    dtypes = [str(dtype).removeprefix("torch.") for _, dtype in shapes]
+    ends = ["" if dtype == "float32" else f":{dtype}" for dtype in dtypes]
+    return " and ".join(",".join(map(str, shape)) + end for (shape, _), end in zip(shapes, ends, strict=True))
 
 
 def of_models(build: Any, path: str | Path) -> nn.Module:
