@@ -20,19 +20,21 @@ Limits = Sequence[tuple[Cost, int]]
 """(cost, the most that it may be) for each budget."""
 
 
-def threshold(scores: Tensor, table: ChannelTable, limits: Limits, *, round_to: int = 1) -> Tensor:
+def threshold(
+    scores: Tensor, table: ChannelTable, limits: Limits, *, round_to: int = 1, whole_blocks: bool = False
+) -> Tensor:
     """(channels,) bool: which channels stay, for scores (channels,).
 
     Channels come in *blocks* of `round_to` (a single one by default), the best of a group first, so that widths are
-    multiples of it; the rest of a width that is no multiple is the last block. The first block of a group always stays.
-    ValueError if even those exceed a target.
+    multiples of it; the rest of a width that is no multiple is the last block, which with `whole_blocks` goes in any
+    case. The first block of a group always stays. ValueError if even those exceed a target.
     """
     scores = scores.detach().to("cpu", torch.float64)
     if not bool(torch.isfinite(scores).all()):
         raise ValueError(
             "the scores of the channels are not finite; has the training diverged? (a lower learning rate helps)"
         )
-    ranking = _ranked(scores, table, round_to)
+    ranking = _ranked(scores, table, round_to, whole_blocks)
     for cost, most in limits:
         least = cost.count(ranking.keep(ranking.counts(0)))
         if least > most:
@@ -63,6 +65,7 @@ class _Ranking:
     """(channels,) how many of its group are better."""
     group_of: Tensor
     widths: Tensor
+    """(groups,) how many can stay."""
     always: Tensor
     """(groups,) how many stay in any case."""
     size: int
@@ -80,7 +83,7 @@ class _Ranking:
         return self.place < counts[self.group_of]
 
 
-def _ranked(scores: Tensor, table: ChannelTable, size: int) -> _Ranking:
+def _ranked(scores: Tensor, table: ChannelTable, size: int, whole_blocks: bool = False) -> _Ranking:
     """The channels in blocks of `size`, valued by their mean; blocks of a group are always taken in their order."""
     best = scores.argsort(descending=True, stable=True)
     best = best[table.group_of[best].argsort(stable=True)]  # group by group, the best of each first
@@ -89,8 +92,10 @@ def _ranked(scores: Tensor, table: ChannelTable, size: int) -> _Ranking:
     always = torch.tensor([math.ceil(g.least / size) * size for g in table.groups], dtype=torch.long)
     position = torch.arange(len(best)) - (widths.cumsum(0) - widths)[group]
     place = torch.empty_like(position).index_copy_(0, best, position)
+    if whole_blocks:
+        widths = torch.where(widths < size, widths, widths // size * size)
 
-    spare = position >= always[group]
+    spare = (position >= always[group]) & (position < widths[group])
     best, group, position = best[spare], group[spare], (position - always[group])[spare]
     first = position % size == 0
     block = first.cumsum(0) - 1  # its number in this order

@@ -395,6 +395,16 @@ def test_a_compact_file_is_cut_further_and_changes_its_format(
     assert header["notes"]["build"]["name"] == "lenet5" and header["record"]["targets"]["macs"] == 0.3
 
 
+def test_widths_that_cannot_be_rounded_any_more_are_counted(
+    moments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = moments / "run" / "small.safetensors"
+    width = hfp.load(small, models.build("lenet5")).conv1.out_channels  # type: ignore[union-attr]
+    found = compacted(capsys, small, "--round-to", width + 1, "--output", tmp_path / "less")
+    end = f"; 1 of 3 channel groups had fewer than {width + 1} channels left, and keep them"
+    assert found["said"] == f"a compact network; cut further by magnitude{end}"
+
+
 def test_a_run_is_cut_to_another_target_with_what_its_gates_know(
     moments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,6 +112,26 @@ def test_widths_are_multiples(rounded: ChannelTable, size: int, kind: str) -> No
                 assert not fits(more, limits)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("kind", ["random", "equal", "few", "extreme"])
+def test_whole_blocks_alone(rounded: ChannelTable, size: int, kind: str) -> None:
+    """Multiples of `round_to`, or all that is less than one; the best stay, and no whole block could come back."""
+    scores = scores_of(kind, rounded.channels)
+    low, high = smallest(rounded, rounded.macs, size), rounded.macs.dense()
+    for target in [*range(low, high, max(1, (high - low) // 40)), high]:
+        limits = [(rounded.macs, target)]
+        keep = threshold(scores, rounded, limits, round_to=size, whole_blocks=True)
+        assert fits(keep, limits)
+        for group in rounded.groups:
+            live, gone = (group.channels[mask] for mask in (keep[group.channels], ~keep[group.channels]))
+            assert len(live) % size == 0 or (len(live) == group.width < size)
+            assert not len(gone) or scores[live].min() >= scores[gone].max()
+            if len(gone) >= size:
+                more = keep.clone()
+                more[gone[:size]] = True
+                assert not fits(more, limits)
+
+
 def test_same_scores_same_result(resnet: ChannelTable) -> None:
     limits = limits_of(resnet, 0.3, "both")
     twice = [threshold(scores_of("few", resnet.channels), resnet, limits) for _ in range(2)]

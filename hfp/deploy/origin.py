@@ -158,9 +158,15 @@ def compact(path: str | Path, wanted: Wanted = Wanted()) -> Outcome:  # noqa: B0
     )
     if torch.equal(checkpoint.record_of(small).keep, checkpoint.record_of(outcome.small).keep):
         return outcome  # the gates of a run have met all that is wanted
-    return dataclasses.replace(
-        outcome, said=f"{outcome.said}; cut further by {method}", gated=gated, small=small.eval()
-    )
+    said = f"{outcome.said}; cut further by {method}{_too_narrow(gated, wanted.round_to or 1)}"
+    return dataclasses.replace(outcome, said=said, gated=gated, small=small.eval())
+
+
+def _too_narrow(gated: GatedModel, size: int) -> str:
+    """Why widths may be no multiples of `size`: the first cut has left fewer channels of a group."""
+    groups = gated.table.groups
+    count = sum(group.width < size for group in groups)
+    return f"; {count} of {len(groups)} channel groups had fewer than {size} channels left, and keep them" * (count > 0)
 
 
 def of_training(path: str | Path, wanted: Wanted) -> Outcome:

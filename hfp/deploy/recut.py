@@ -22,7 +22,7 @@ from hfp.cutting.places import places_of
 from hfp.gated import GatedModel
 from hfp.labels import FIXED
 from hfp.model import inputs
-from hfp.threshold import threshold
+from hfp.threshold import smallest, threshold
 from hfp.trace import trace
 from hfp.wrap import wrap
 
@@ -38,7 +38,8 @@ def recut(
 ) -> tuple[GatedModel, nn.Module]:
     """`small`, a cut of `dense`, cut further: the gated network that says so, and the compact one.
 
-    Targets are for the dense network; what has none may be as large as it is, but no larger. Widths are rounded down.
+    Targets are for the dense network; what has none may be as large as it is, but no larger. Widths are multiples of
+    `round_to`, but for groups of which fewer channels were left: those stay as they are.
 
     Raises:
         ValueError: a target that is out of reach.
@@ -48,19 +49,18 @@ def recut(
     given = args or kwargs
     ignore, counter = tuple(record.targets.get("ignore") or ()), record.targets.get("counter") or "macs"
     table = trace(dense, given, ignore=ignore, ptflops=counter == "ptflops")
-    targets = {"macs": target_macs, "params": target_params}
-    limits = {}
-    for name, cost in table.costs(counter).items():
-        now, target = cost.count(record.keep), targets[name]
-        limits[name] = now if target is None else min(now, absolute(target, f"target_{name}", cost.dense(), 0))
     net = wrap(
-        small, given, target_macs=limits["macs"], target_params=limits["params"], steps=1, ignore=ignore,
-        round_to=round_to, counter=counter, method=method,
+        small, given, target_macs=1.0, target_params=1.0, steps=1, ignore=ignore, round_to=round_to, counter=counter,
+        method=method,
     ).eval()  # fmt: skip
-    # Not net.compact() alone: what meets its targets already would keep widths that are no multiples.
-    scores = net.method.scores(net).detach()
-    keep = threshold(scores, net.table, [(each.cost, each.target) for each in net.budgets], round_to=round_to)
-    keep = rounded(keep, scores, net.table, round_to)
+    targets = {"macs": target_macs, "params": target_params}
+    limits = []
+    for name, cost in net.table.costs(counter).items():
+        dense_count, target = table.costs(counter)[name].dense(), targets[name]
+        least = smallest(net.table, cost, round_to)
+        asked = dense_count if target is None else absolute(target, f"target_{name}", dense_count, least)
+        limits.append((cost, min(cost.dense(), asked)))
+    keep = threshold(net.method.scores(net), net.table, limits, round_to=round_to, whole_blocks=True)
     net.keep = keep
     net.stop()
     smaller = net.compact()
@@ -78,20 +78,6 @@ def recut(
         params=table.params.count(composed),
     )
     return net, out.train(smaller.training)
-
-
-def rounded(keep: Tensor, scores: Tensor, table: ChannelTable, size: int) -> Tensor:
-    """(channels,) bool: `keep` without the lowest scores of every group of which no multiple of `size` is left.
-
-    What is narrower than `size` stays as it is.
-    """
-    fewer = keep.clone()
-    for group in table.groups:
-        live = group.channels[keep[group.channels]]
-        extra = len(live) % size
-        if extra and len(live) - extra >= max(group.least, size):
-            fewer[live[scores[live].argsort(stable=True)[:extra]]] = False
-    return fewer
 
 
 def compose(dense: ChannelTable, kept: Tensor, small: ChannelTable, keep: Tensor) -> Tensor:

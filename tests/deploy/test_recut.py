@@ -13,7 +13,7 @@ from torch import nn
 import hfp
 import models
 from hfp import checkpoint
-from hfp.deploy.recut import recut, rounded
+from hfp.deploy.recut import recut
 from hfp.model import outputs
 from hfp.model.inputs import arguments
 from hfp.proof.ptflops_check import measured
@@ -59,12 +59,23 @@ def test_widths_are_rounded_down_where_they_are_wide_enough() -> None:
     assert torch.equal(checkpoint.record_of(again).keep, checkpoint.record_of(smaller).keep)
 
 
-def test_the_worst_go_first() -> None:
-    table = hfp.trace(nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 2, 1)), torch.zeros(1, 3, 2, 2))
-    keep = torch.arange(12) != 3
-    scores = torch.tensor([5.0, 1, 9, 0, 8, 2, 7, 6, 5, 5, 5, 5])
-    assert (~rounded(keep, scores, table, 4)).nonzero().flatten().tolist() == [0, 1, 3, 5]
-    assert torch.equal(rounded(keep, scores, table, 16), keep)
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.35, 0.4])
+def test_rounded_budgets_are_filled(share: float) -> None:
+    """What a width gives up, because it is no multiple, another may have."""
+    torch.manual_seed(0)
+    dense = models.build("resnet20", num_classes=3)
+    small = hfp.wrap(dense, target_macs=0.4, method="magnitude").compact()
+    net, smaller = recut(dense, small, target_macs=share, round_to=8)
+    record, cost = checkpoint.record_of(smaller), net.table.macs
+    assert cost.count(net.keep) == record.macs <= share * record.dense_macs
+    assert any(group.width % 8 for group in net.table.groups)
+    for group in net.table.groups:
+        kept = net.keep[group.channels]
+        assert int(kept.sum()) % 8 == 0 or (bool(kept.all()) and group.width < 8)
+        if group.width - int(kept.sum()) >= 8:
+            more = net.keep.clone()
+            more[group.channels[~kept][:8]] = True
+            assert cost.count(more) > share * record.dense_macs
 
 
 def test_targets_are_those_of_the_dense_network() -> None:
@@ -72,6 +83,9 @@ def test_targets_are_those_of_the_dense_network() -> None:
     small = hfp.wrap(dense, target_macs=0.4).compact()
     assert torch.equal(recut(dense, small, target_macs=0.9)[1].hfp_record.keep, small.hfp_record.keep)  # type: ignore
     with pytest.raises(ValueError, match="smallest reachable target"):
+        recut(dense, small, target_macs=0.0001)
+    whole = hfp.trace(dense).macs.dense()
+    with pytest.raises(ValueError, match=rf"target_macs=0.0001 asks for .* of the dense {whole:,}\); the smallest"):
         recut(dense, small, target_macs=0.0001)
     with pytest.raises(ValueError, match="is not a compact network"):
         recut(dense, dense)
