@@ -31,6 +31,7 @@ from hfp.experiment.lab import Lab, batches, fit, live_counts, place, snapshot
 from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import PUBLISHED, Config, open_run
 from hfp.proof.ptflops_check import measured
+from hfp.words import first_few
 
 Pruned = tuple[hfp.GatedModel | None, torch.optim.Optimizer | None]
 PrunePhase = Callable[[Lab, nn.Module], Pruned]
@@ -107,7 +108,7 @@ def dense_phase(lab: Lab) -> nn.Module:
     """The baseline: trained here, or loaded and, if asked, adapted to the data."""
     config, run = lab.config, lab.run
     torch.manual_seed(loop.epoch_seed(config.seed, "weights", 0))
-    net = dense_network(lab.build, config.weights if run.state is None else None)
+    net = dense_network(lab.build, config.weights if run.state is None else None, lab.display.line)
     run.begin()
     if run.passed("dense"):
         checkpoint.load_weights(run.dense, net)
@@ -119,12 +120,16 @@ def dense_phase(lab: Lab) -> nn.Module:
     return net
 
 
-def dense_network(build: dict[str, Any], weights: str | None) -> nn.Module:
-    """With fresh weights, published ones, or those of a file."""
+def dense_network(build: dict[str, Any], weights: str | None, say: Callable[[str], None] = print) -> nn.Module:
+    """With fresh weights, published ones, or those of a file: of those for other classes all but the head."""
     if weights in (None, PUBLISHED):
         return models.build(**build, weights=weights)
     net = models.build(**build)
-    foreign.fill(net, foreign.read(weights), source=weights)
+    others = models.build(**build | {"num_classes": build.get("num_classes", 0) + 1})
+    state, afresh = foreign.without_heads(foreign.read(weights), net, others)
+    foreign.fill(net, state, source=weights)
+    if afresh:
+        say(f"{weights} is for another number of classes: {first_few(afresh)} start afresh")
     return net
 
 

@@ -326,6 +326,20 @@ def test_weights_of_other_training_scripts(tmp_path: Path) -> None:
         assert torch.equal(tensor, theirs.state_dict()[name])
 
 
+def test_weights_for_other_classes(tmp_path: Path) -> None:
+    """Layers that depend on their number start afresh, which is said; everything else has to fit."""
+    theirs, said = models.build("lenet5", num_classes=1000).state_dict(), list[str]()
+    torch.save(theirs, tmp_path / "theirs.pt")
+    build = {"name": "lenet5", "num_classes": 7}
+    ours = train.dense_network(build, str(tmp_path / "theirs.pt"), said.append).state_dict()
+    assert said == [f"{tmp_path / 'theirs.pt'} is for another number of classes: fc2.weight, fc2.bias start afresh"]
+    assert [name for name, value in ours.items() if not torch.equal(value, theirs[name])] == ["fc2.weight", "fc2.bias"]
+    torch.save(theirs | {"fc1.bias": torch.zeros(3)}, tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match=r"fc1.bias is \(3,\) float32, the network has \(500,\)"):
+        train.dense_network(build, str(tmp_path / "theirs.pt"), said.append)
+    assert len(said) == 1
+
+
 def test_patterns_add_up() -> None:
     assert parse(["--target-macs", "0.4", "--ignore", "a", "b", "--ignore", "c"])[0]["ignore"] == ["a", "b", "c"]
 

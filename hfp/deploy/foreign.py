@@ -125,8 +125,7 @@ def fill(model: nn.Module, found: Mapping[str, Tensor], *, source: str) -> None:
         ValueError: naming what is missing, left over, of another shape, not finite, or no dense tensor.
     """
     own = model.state_dict()
-    state = {name: value for name, value in found.items() if name != "n_averaged"}
-    state = _unprefixed(state, own)
+    state = _unprefixed(found, own)
     for name, value in state.items():
         wanted = own.get(name)
         if wanted is None or wanted.shape != value.shape:
@@ -138,7 +137,28 @@ def fill(model: nn.Module, found: Mapping[str, Tensor], *, source: str) -> None:
     checkpoint.fill(model, {**{name: counters[name] for name in counters if name not in state}, **state}, source=source)
 
 
-def _unprefixed(state: State, own: Mapping[str, Tensor]) -> State:
+def without_heads(found: Mapping[str, Tensor], model: nn.Module, others: nn.Module) -> tuple[State, list[str]]:
+    """Weights for another number of classes, with `model`'s own where these matter; and the names of those.
+
+    `others` is the same network for yet another number: where its shapes are not those of `model`, classes matter.
+    Weights for as many classes as `model` has stay as they are, and so do those that differ from it elsewhere.
+    """
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state, other = _unprefixed(found, own), others.state_dict()
+    heads = [name for name, value in own.items() if value.shape != other[name].shape]
+    if not all(name in state and _differs_as(state[name], other[name], own[name]) for name in heads):
+        return state, []
+    return state | {name: own[name] for name in heads}, heads
+
+
+def _differs_as(given: Tensor, other: Tensor, own: Tensor) -> bool:
+    """Whether the lengths in which two tensors differ from `own` are the same."""
+    apart = [[a != b for a, b in zip(tensor.shape, own.shape, strict=False)] for tensor in (given, other)]
+    return given.dim() == own.dim() and apart[0] == apart[1]
+
+
+def _unprefixed(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
+    state = {name: value for name, value in found.items() if name != "n_averaged"}
     while state and not state.keys() & own.keys():
         prefix = next((each for each in PREFIXES if all(name.startswith(each) for name in state)), None)
         if prefix is None:

@@ -100,7 +100,8 @@ class Config:
     )
     weights: str | None = option(
         None,
-        "start from these weights: a file, or DEFAULT for torchvision's own",
+        "start from these weights: a file, or DEFAULT for torchvision's own; the head starts afresh where they are for "
+        "another number of classes",
         "network and data",
         metavar="FILE|DEFAULT",
     )

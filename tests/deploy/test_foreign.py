@@ -105,6 +105,24 @@ def test_an_averaged_model_itself_is_averaged(tmp_path: Path) -> None:
     assert torch.equal(ours[0].weight, averaged.module[0].weight)  # type: ignore[index]
 
 
+HEADS = {"squeezenet1_0": 2, "inception_v3": 4, "vit_b_32": 2, "lenet5": 2, "resnet20": 2}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_weights_for_other_classes_but_for_the_heads(name: str) -> None:
+    """Auxiliary heads, too."""
+    with torch.device("meta"):
+        ours, others, theirs = (models.build(name, num_classes=classes) for classes in (10, 11, 1000))
+    given = prefixed("module.")(theirs.state_dict()) | {"n_averaged": torch.tensor(3)}
+    state, afresh = foreign.without_heads(given, ours, others)
+    assert len(afresh) == HEADS[name] and state.keys() == ours.state_dict().keys()
+    assert all(value.shape == ours.state_dict()[key].shape for key, value in state.items())
+    assert [key for key, value in state.items() if value is not given[f"module.{key}"]] == afresh
+    assert foreign.without_heads(ours.state_dict(), ours, others)[1] == []
+    wrong = given | {f"module.{afresh[0]}": torch.zeros(1000, 7, 7)}
+    assert foreign.without_heads(wrong, ours, others) == ({key: wrong[f"module.{key}"] for key in state}, [])
+
+
 class Harm:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.system, (f"touch {Harm.proof}",)
