@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hfp import files, program
 from hfp.channels import ChannelTable
 from hfp.cutting import surgery
-from hfp.cutting.places import are_places, keep_at
+from hfp.cutting.places import Shapes, are_places, keep_at, places_of
 from hfp.model import inputs
 from hfp.model.ambient import plainly
 from hfp.model.copies import copied
@@ -94,7 +94,8 @@ def load(path: str | Path, model: nn.Module | None = None, *, trusted: bool = Fa
         small = hfp.load("small.pt2", trusted=True)  # without its class
 
     `model` itself is not changed; its values do not matter, its architecture does: the channel table of `model` is
-    computed again, and has to have what was cut. A head may be another, if that in the file is. Device and train/eval
+    computed again, and has to have what was cut. A head or another part may be another, if that in the file is (not
+    an `nn.Identity()` as head: what comes out of a network is not cut; put it on afterwards). Device and train/eval
     mode are those of `model`, its dtype must be that of the file. What was pruned twice is loaded twice:
     `hfp.load(second, hfp.load(first, model))`. What is no tensor of a state dict (a plain attribute, an extra state)
     is in no file: it is `model`'s.
@@ -117,7 +118,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trusted: bool = Fa
     header, tensors = files.read(path, files.COMPACT)
     _check_precision(model, tensors, str(path))
     record = record_from_json(header.get("record"), source=str(path))
-    small = rebuild(model, record, source=str(path))
+    small = rebuild(model, record, source=str(path), shapes={name: value.shape for name, value in tensors.items()})
     fill(small, tensors, source=str(path))
     return small
 
@@ -173,8 +174,10 @@ def widths(net: nn.Module) -> dict[str, int]:
     return found
 
 
-def rebuild(model: nn.Module, record: surgery.Record, *, source: str) -> nn.Module:
+def rebuild(model: nn.Module, record: surgery.Record, *, source: str, shapes: Shapes | None = None) -> nn.Module:
     """`model` cut as `record` says: the compact architecture, with the values that `model` happens to have.
+
+    `shapes`: of the tensors that it is to hold, if parts of it may have been replaced since it was cut.
 
     Raises:
         ValueError: `model` is not the network that the record was made from.
@@ -187,7 +190,7 @@ def rebuild(model: nn.Module, record: surgery.Record, *, source: str) -> nn.Modu
         raise ValueError(f"{source} does not fit this {type(model).__name__}: {error}") from error
     if table.fingerprint() != record.fingerprint:
         try:
-            record = _moved(record, table)
+            record = _moved(record, table, shapes)
         except ValueError as error:
             raise ValueError(
                 f"{source} was cut from another network than this {type(model).__name__}: {error}. Construct the dense "
@@ -202,14 +205,15 @@ def rebuild(model: nn.Module, record: surgery.Record, *, source: str) -> nn.Modu
     return small
 
 
-def _moved(record: surgery.Record, table: ChannelTable) -> surgery.Record:
+def _moved(record: surgery.Record, table: ChannelTable, shapes: Shapes | None) -> surgery.Record:
     """The same cut, told in the numbers of another table: that of another version of hfp, or another head."""
     fingerprint = table.fingerprint()
     if not record.places:
         raise ValueError(
             f"its channel table has the fingerprint {record.fingerprint}, that of the model given is {fingerprint}"
         )
-    return dataclasses.replace(record, keep=keep_at(table, record.places), fingerprint=fingerprint)
+    keep = keep_at(table, record.places, shapes)
+    return dataclasses.replace(record, keep=keep, places=places_of(table, keep), fingerprint=fingerprint)
 
 
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:

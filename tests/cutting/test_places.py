@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from generator import image, network
 from promises import random_keep
 from specimen import Net, conv
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from zoo import ZOO
 
 import hfp
@@ -56,6 +59,73 @@ def test_another_head(tmp_path: Path) -> None:
     assert torch.equal(hfp.load(tmp_path / "again.safetensors", classifier(3)).eval()(X), small(X))
     with pytest.raises(ValueError, match=r"5.weight is \(3, 4\) float32, the network has \(10, 4\) float32"):
         hfp.load(tmp_path / "small.safetensors", classifier(10))
+
+
+def deep(hidden: int = 12) -> nn.Sequential:
+    """With a head of two layers."""
+    head = nn.Sequential(nn.Linear(8, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+    return nn.Sequential(*classifier(10)[:5], head)
+
+
+def fused(net: nn.Sequential, width: int) -> None:
+    net[0], net[1] = fuse_conv_bn_eval(net[0].eval(), net[1].eval()), nn.Identity()
+
+
+CHANGES: dict[str, Callable[[nn.Sequential, int], object]] = {
+    "several layers": lambda net, width: net.__setitem__(5, nn.Sequential(nn.Dropout(), nn.Linear(width, 3))),
+    "a norm": lambda net, width: net.__setitem__(5, nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3))),
+    "as many features": lambda net, width: net.__setitem__(
+        5, nn.Sequential(nn.Linear(width, 12), nn.ReLU(), nn.Linear(12, 3))
+    ),
+    "more features": lambda net, width: net.__setitem__(
+        5, nn.Sequential(nn.Linear(width, 20), nn.Linear(20, 12), nn.Linear(12, 10))
+    ),
+    "fused": fused,
+    "a learnt activation": lambda net, width: net.__setitem__(2, nn.PReLU(width)),
+    "another norm": lambda net, width: net.__setitem__(1, nn.GroupNorm(1, width)),
+    "a weight that is computed": lambda net, width: parametrizations.weight_norm(net[0]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_other_parts(name: str, tmp_path: Path) -> None:
+    """Places in what was replaced tell nothing any more, and those in what is new follow."""
+    small = hfp.wrap(deep(), X, target_macs=0.5, method="uniform").compact()
+    CHANGES[name](small, small[0].out_channels)
+    like = deep()
+    CHANGES[name](like, 8)
+    for file in ("small", "again"):
+        hfp.save(small, tmp_path / file)
+        loaded = hfp.load(tmp_path / file, like)
+        assert loaded[0].out_channels == small[0].out_channels < 8
+        assert torch.equal(loaded.eval()(X), small.eval()(X))
+        small = loaded
+    with pytest.raises(ValueError, match="does not fit this Sequential|cannot be cut as it was|was cut from a length"):
+        hfp.load(tmp_path / "again", deep())
+
+
+def test_features_as_they_are(tmp_path: Path) -> None:
+    """What comes out of a network has no channels that could be cut."""
+    small, like = hfp.wrap(deep(), X, target_macs=0.5, method="uniform").compact(), deep()
+    small[5], like[5] = nn.Identity(), nn.Identity()
+    hfp.save(small, tmp_path / "small")
+    with pytest.raises(ValueError, match="cannot be cut as it was: here they stay whole, as all do that come out of"):
+        hfp.load(tmp_path / "small", like)
+
+
+def test_what_was_not_replaced_has_to_be_as_it_was() -> None:
+    table = hfp.trace(classifier(4), X)
+    places = places_of(table, torch.arange(8) % 2 == 0)
+    shapes = {name: value.shape for name, value in classifier(4, width=4).state_dict().items()}
+    whole = {name: value.shape for name, value in classifier(4).state_dict().items()}
+    assert keep_at(table, places, shapes).tolist() == 4 * [True, False]
+    (bits,) = places
+    assert keep_at(table, {bits: ["old.weight/0", *places[bits][:2]]}, shapes).tolist() == 4 * [True, False]
+    with pytest.raises(ValueError, match="more.weight/0 .* here it has no such axis"):
+        keep_at(table, {bits: ["more.weight/0"]}, shapes | {"more.weight": (4, 4)})
+    with pytest.raises(ValueError, match="0.bias/0 .tensor/dim. cannot be cut as it was"):
+        keep_at(table, {bits: places[bits][:1]}, shapes | {"0.bias": (8,)})
+    assert keep_at(table, places, whole).all()  # every tensor was replaced; the tensors in the file have to fit then
 
 
 def test_a_table_that_knows_more_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
