@@ -191,6 +191,11 @@ def _unknown(name: str, own: Mapping[str, Any], timm: Any) -> str:
 def _constructed(name: str) -> nn.Module:
     """What the user's own function gives; a network that is there already is taken as it is."""
     path, _, function = name.partition(":")
+    if path.startswith(".") or path.endswith(".py") or "/" in path:
+        raise ValueError(
+            f"{name} is the path of a file; expected module:function, such as package.nets:build, the module by its "
+            "name, with dots, as it is imported from here"
+        )
     try:
         module = importlib.import_module(path)
     except Exception as error:  # it runs the user's code

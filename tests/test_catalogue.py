@@ -89,6 +89,11 @@ def test_functions_of_ones_own() -> None:
         ("", "unknown model ''; see torchvision.models.list_models"),
         ("nowhere:build", "nowhere:build: the module 'nowhere' cannot be imported .ModuleNotFoundError: No module"),
         (":build", "the module '' cannot be imported"),
+        (
+            "../nets.py:net",
+            r"../nets.py:net is the path of a file; expected module:function, such as package.nets:buil",
+        ),
+        ("nets_of_mine.py:build", "is the path of a file"),
         ("nets_of_mine:bild", "nets_of_mine has no 'bild'; did you mean build"),
         ("nets_of_mine:", "nets_of_mine has no ''; expected module:function"),
         ("nets_of_mine:needy", r"needy\(\) fails .TypeError: .*'width'.; give a function that needs no arguments"),

@@ -194,6 +194,8 @@ def test_files_of_another_kind_are_refused(moments: Path, tmp_path: Path, capsys
         tmp_path / "noise": "is damaged, or holds more than tensors",
         tmp_path / "noise.safetensors": "is not a whole safetensors file",
         tmp_path / "nothing": "There is no file",
+        tmp_path: f"{tmp_path} is a folder; give the name of a file\n",
+        moments / "run": f"a file, {moments}/run/small.safetensors or {moments}/run/checkpoint.safetensors\n",
     }
     for path, message in cases.items():
         assert compact.main([str(path), "--output", str(tmp_path / "small")]) == 2

@@ -60,6 +60,8 @@ WHERE = {
     "finetune": "compacted, fine-tuning",
     "control": "compacted and fine-tuned, training the control",
 }
+RESULTS = ("small.safetensors", "checkpoint.safetensors")
+"""What to take of the folder of a run."""
 ONE_SHOT = tuple(name for name, method in methods.METHODS.items() if method.schedule is at_once)
 """Methods that need no training."""
 USUAL = "magnitude"
@@ -135,6 +137,9 @@ def compact(path: str | Path, wanted: Wanted = Wanted()) -> Outcome:  # noqa: B0
             f"--num-classes {wanted.num_classes} is for the network that --model names; a file that tells its network "
             "tells its classes, too"
         )
+    if Path(path).is_dir():
+        inside = [str(file) for name in RESULTS if (file := Path(path) / name).is_file()]
+        raise ValueError(f"{path} is a folder; give the name of a file{', ' * bool(inside)}{' or '.join(inside)}")
     kind = files.kind_of(path) if Path(path).is_file() else None
     if kind not in (files.TRAINING, files.COMPACT):
         return of_dense(path, wanted, kind)
