@@ -378,6 +378,23 @@ def test_hidden_files_and_folders_are_not_looked_at(folder: Path) -> None:
     assert len(after.train) == len(before.train) and after.classes == before.classes
 
 
+def test_folders_within_class_folders(folder: Path) -> None:
+    """As torchvision's ImageFolder takes them; hidden ones, and links that may lead round in circles, are left out."""
+    before = data.load("imagefolder", folder)
+    cat = folder / "train" / "cat"
+    images = sorted(cat.iterdir())
+    for name in ("a/b", ".thumbnails"):
+        (cat / name).mkdir(parents=True)
+    (cat / "a" / "round").symlink_to(cat)
+    images[0].rename(cat / "a" / "b" / images[0].name)
+    (cat / ".thumbnails" / "x.jpg").write_bytes(images[1].read_bytes())
+    after = data.load("imagefolder", folder)
+    assert after.classes == before.classes
+    assert [len(split) for split in (after.train, after.validation, after.test)] == [
+        len(split) for split in (before.train, before.validation, before.test)
+    ]
+
+
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere needs the folders train, .*; it has none of them"):
         data.load("imagefolder", tmp_path / "nowhere")

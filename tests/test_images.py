@@ -50,3 +50,10 @@ def test_greys_of_16_bits_keep_their_range(mode: str, form: str, tmp_path: Path)
     image.save(tmp_path / f"grey.{form}")
     found = decode(tmp_path / f"grey.{form}")
     assert torch.equal(found, torch.from_numpy(greys.astype(np.int64) >> 8).to(torch.uint8).expand(3, 8, 8))
+
+
+def test_floating_point_numbers_are_refused(tmp_path: Path) -> None:
+    """From 0 to 1, they would all come out black."""
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match=r"x.tif is not an image that can be read: it holds floating-point numbers"):
+        decode(tmp_path / "x.tif")

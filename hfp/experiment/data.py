@@ -311,12 +311,8 @@ def load_folder(
 
 
 def list_images(folder: Path) -> dict[str, list[Path]]:
-    """Name of each class folder -> its image files, both sorted."""
-    listing = {
-        entry.name: sorted(path for path in _seen(entry) if path.suffix.lower() in IMG_EXTENSIONS)
-        for entry in sorted(_seen(folder))
-        if entry.is_dir()
-    }
+    """Name of each class folder -> its image files, those in folders within it too, both sorted."""
+    listing = {entry.name: sorted(_images(entry)) for entry in sorted(_seen(folder)) if entry.is_dir()}
     if len(listing) < 2:
         found = f"one class folder only, {next(iter(listing))}" if listing else "no class folders"
         raise ValueError(f"{folder.absolute()} has {found}, so there is nothing to learn from")
@@ -324,6 +320,15 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
     if empty:
         raise ValueError(f"{folder.absolute()} has class folders without images: {first_few(empty)}")
     return listing
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Those in it, and in the folders within it; what a link leads to might lie above."""
+    for entry in _seen(folder):
+        if entry.is_dir():
+            yield from [] if entry.is_symlink() else _images(entry)
+        elif entry.suffix.lower() in IMG_EXTENSIONS:
+            yield entry
 
 
 def _seen(folder: Path) -> Iterator[Path]:

@@ -163,7 +163,12 @@ def decode(path: Path, size: tuple[int, int] | None = None, crop: RandomResizedC
 
 
 def _as_bytes(image: Image.Image) -> Image.Image:
-    """The upper byte of 16-bit greys, of which PIL would cut off all but the darkest."""
+    """The upper byte of 16-bit greys, of which PIL would cut off all but the darkest.
+
+    ValueError for floating-point numbers, of which nothing tells what is white.
+    """
+    if image.mode == "F":
+        raise ValueError("it holds floating-point numbers, whose range is unknown; write it in 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
