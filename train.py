@@ -31,7 +31,7 @@ from hfp.experiment.lab import Lab, batches, fit, live_counts, place, snapshot
 from hfp.experiment.run import RunFolder
 from hfp.experiment.settings import PUBLISHED, Config, open_run
 from hfp.proof.ptflops_check import measured
-from hfp.words import first_few
+from hfp.words import first_few, first_line
 
 Pruned = tuple[hfp.GatedModel | None, torch.optim.Optimizer | None]
 PrunePhase = Callable[[Lab, nn.Module], Pruned]
@@ -91,6 +91,8 @@ def set_up(run: RunFolder, display: report.Display) -> Lab:
     if config.target_macs is None and config.target_params is None:  # an accuracy floor alone decides
         wrap["target_macs"] = hfp.wrap(models.build(**build), **wrap | {"target_macs": 1.0}).least_macs
     gated = hfp.wrap(models.build(**build), **wrap)  # a target out of reach is told now, not after hours of training
+    counts = gated.dense_macs, gated.dense_params
+    check_trains(gated.model, dataset.input_size)
     return Lab(
         config=config,
         run=run,
@@ -99,9 +101,24 @@ def set_up(run: RunFolder, display: report.Display) -> Lab:
         recipe=loop.Recipe(config.label_smoothing, config.distill, amp=config.amp, channels_last=config.channels_last),
         build=build,
         wrap=wrap,
-        counts=(gated.dense_macs, gated.dense_params),
+        counts=counts,
         dense=partial(models.build, **build),
     )
+
+
+def check_trains(net: nn.Module, size: tuple[int, int, int]) -> None:
+    """On shapes alone, which leaves `net` without data: in training mode some networks need larger images.
+
+    Raises:
+        ValueError: it does not run.
+    """
+    try:
+        net.train().to("meta")(torch.zeros(2, *size, device="meta"))
+    except RuntimeError as error:
+        raise ValueError(
+            f"this {type(net).__name__} does not train on images of {size[1]}x{size[2]} pixels ({first_line(error)}); "
+            "give a larger --image-size"
+        ) from error
 
 
 def dense_phase(lab: Lab) -> nn.Module:

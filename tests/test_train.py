@@ -22,7 +22,7 @@ from benchmarks import training_runs as runs
 from hfp import checkpoint
 from hfp.experiment import loop
 from hfp.experiment.run import PHASES, RunFolder
-from hfp.experiment.settings import open_run, parse
+from hfp.experiment.settings import check_device, open_run, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--target-macs", "0.4", "--dense-epochs", "2", "--prune-epochs", "2", "--finetune-epochs", "2"]
@@ -410,6 +410,23 @@ def test_settings_that_make_no_sense_leave_nothing_behind(
     output = [] if "--resume" in given else ["--output", "run"]
     assert message in refused([*given, *output], capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_device_lacks_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*size: int, device: str) -> None:
+        raise RuntimeError(f"There is no {device}. These there are: {1000 * 'cpu, '}.\nAnd more")
+
+    monkeypatch.setattr(torch, "empty", fails)
+    with pytest.raises(ValueError, match=r"^--device mps cannot be used here: There is no mps$"):
+        check_device("mps")
+
+
+def test_images_that_are_too_small_to_train_on() -> None:
+    """What a network has for training alone may need more pixels than the rest of it."""
+    net = models.build("inception_v3", image_size=80)
+    with pytest.raises(ValueError, match="this Inception3 does not train on images of 80x80 pixels .RuntimeErr"):
+        train.check_trains(net, (3, 80, 80))
+    train.check_trains(models.build("inception_v3"), (3, 299, 299))
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

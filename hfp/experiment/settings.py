@@ -209,7 +209,8 @@ def check_device(device: str) -> None:
         if device != "auto":
             torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].partition(". ")[0]  # PyTorch goes on to name all that there is
+        raise ValueError(f"--device {device} cannot be used here: {reason}") from error
 
 
 def statistics_of(weights: str | None) -> str:
