@@ -124,6 +124,8 @@ def _of_torchvision(name: str, shapes: Sequence[Shape], given: Sequence[Tensor],
     kind = builder.__module__.removeprefix("torchvision.models.").partition(".")[0]
     usual = [] if shapes else DEFAULT_SHAPES.get(kind) or [_published(name, kind)]
     shape = [*shapes, *usual][0]
+    if len(shape) < 3:
+        raise ValueError(f"{name} takes images, (1, 3, 224, 224) for one; got {shape}")
     options = dict(options)
     if kind in ("segmentation", "detection"):
         options["weights_backbone"] = None

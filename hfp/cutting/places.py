@@ -19,6 +19,7 @@ Places = dict[str, list[str]]
 """`10110`, which indices of an axis stay -> the axes that are cut so, `conv1.weight/0`; those that stay whole are not
 told."""
 Shapes = Mapping[str, Sequence[int]]
+"""Tensor -> its lengths."""
 T = TypeVar("T")
 
 

@@ -51,7 +51,8 @@ WRAP = {
     "method": (str,),
     "steps": (int,),
 }
-LARGEST = 10**5  # of any integer in BUILD, and
+LARGEST = 10**5  # of any integer in BUILD,
+WIDEST = 2**12  # pixels a side of its images, and
 MOST = 2**30  # parameters of a network that a file asks for: it must not make us allocate without bound
 
 WHERE = {
@@ -229,6 +230,8 @@ def of_compact(path: str | Path, wanted: Wanted) -> Outcome:
         classes = wanted.num_classes or _noted_classes(notes, name, path)
         record = checkpoint.record_from_json(header.get("record"), source=str(path))
         first = [shape for shape, _ in shapes_of(record)[:1]]  # what networks for one size are built for
+        if ":" not in name and any(max(shape[-2:], default=0) > WIDEST for shape in first):
+            raise ValueError(f"{path} asks for a network for images of an impossible size: {first[0]}.")
         make = partial(catalogue.build, name, first, num_classes=classes)
         dense = make().model if wanted.model else bounded(lambda: make().model, path, name)
         others = {key: value for key, value in notes.items() if key not in ("build", "num_classes")}

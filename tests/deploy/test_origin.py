@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,28 @@ def test_a_compact_file_asks_for_no_network_of_any_size(
     else:
         with pytest.raises(ValueError, match="asks for a network of more than 1,000,000 parameters: resnet18"):
             origin.compact(tmp_path / "small.safetensors")
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "maxvit_t", "resnet18"])
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ([], "takes images"),
+        ([1, 12], "takes images"),
+        ([1, 3, 0, 0], "example_inputs is empty"),
+        ([1, 1, 1, 2**28], "asks for a network for images of an impossible size"),
+    ],
+)
+def test_a_compact_file_asks_for_no_network_for_images_of_any_size(
+    name: str, shape: list[int], words: str, tmp_path: Path
+) -> None:
+    small = hfp.wrap(models.build(**BUILD), target_macs=0.5).compact()
+    inputs = {"args": [{"shape": shape, "dtype": "float32"}], "kwargs": {}}
+    small.hfp_record = dataclasses.replace(checkpoint.record_of(small), inputs=inputs)  # type: ignore[assignment]
+    hfp.save(small, tmp_path / "hostile", model=name)
+    for wanted in (origin.Wanted(), origin.Wanted(model=name)):
+        with pytest.raises(ValueError, match=words):
+            origin.compact(tmp_path / "hostile", wanted)
 
 
 @pytest.mark.parametrize("ignore", [3, [1], {"a": "b"}])
