@@ -18,6 +18,7 @@ from hfp.kept import Kept
 from hfp.methods.method import Method
 from hfp.model import inputs
 from hfp.model.ambient import plainly
+from hfp.model.turns import in_turn
 from hfp.proof.verify import Proof
 from hfp.threshold import smallest, threshold
 
@@ -116,6 +117,7 @@ class GatedModel(nn.Module):
             self._check_unchanged()
             raise
 
+    @in_turn
     def complexity_loss(self) -> Tensor:
         """How far live counts are above their targets, relative to dense, summed: add it to the task loss.
 
@@ -233,6 +235,7 @@ class GatedModel(nn.Module):
         """The smallest `target_macs` that can be reached."""
         return smallest(self.table, self._costs["macs"], self.round_to)
 
+    @in_turn
     @plainly
     def compact(
         self,

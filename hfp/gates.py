@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from hfp.labels import NO_IDS, extended
 from hfp.model.eager import eagerly
 from hfp.model.held import held_in, standing_in
 from hfp.model.names import Names, tensor_of
+from hfp.model.turns import turn
 from hfp.recompute import recomputed
 from hfp.tracing.opened import opened
 from hfp.tracing.operands import hide, settled
@@ -186,6 +187,7 @@ class _Gated(nn.Module):
         plain = plain and torch._C._functorch.peek_interpreter_stack() is None
         dense = {name: tensor for name, tensor in made.items() if tensor.layout == torch.strided}
         self.standing = {name: _Standing(tensor) for name, tensor in dense.items()} if plain else {}
+        self.done = False
 
     def write_back(self) -> None:
         """What was written to in the forward is kept: averages, power iterations, queues."""
@@ -200,12 +202,17 @@ class _Gated(nn.Module):
             arguments = position, function, *args
             return torch.func.functional_call(self, self.tensors, arguments, kwargs, tie_weights=False)
 
+    def again(self, *args: Any, **kwargs: Any) -> Any:
+        """`run`, in a backward pass: while the forward still runs it has called that, and waits for it in its turn."""
+        with turn(self.model) if self.done else nullcontext():
+            return self.run(*args, **kwargs)
+
     def forward(self, position: Position, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         hiding = None
         with ExitStack() as stack:
             stack.enter_context(eagerly())
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                stack.enter_context(recomputed(lambda part: partial(self.run, position.copy(), part)))
+                stack.enter_context(recomputed(lambda part: partial(self.again, position.copy(), part)))
             if self.readers.operands:
                 stack.enter_context(position.following())
                 hiding = stack.enter_context(_Hiding(self.readers.sites[self.model.training], self.hidden, position))
@@ -230,13 +237,18 @@ def gated_forward(
     """
     # The compiler does not tell which module is running, and so not where channels have to be hidden.
     called = _as_written if readers.operands else _called
-    return called(_Gated(model, readers, gates, frozen), Position(readers.names_in(model)), args, kwargs)
+    return called(model, readers, gates, frozen, args, kwargs)
 
 
-def _called(gated: _Gated, position: Position, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    out = gated.run(position, gated.model, *args, **kwargs)
-    gated.write_back()
-    return out
+def _called(
+    model: nn.Module, readers: Readers, gates: Tensor, frozen: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    with turn(model):
+        gated = _Gated(model, readers, gates, frozen)
+        out = gated.run(Position(readers.names_in(model)), model, *args, **kwargs)
+        gated.done = True
+        gated.write_back()
+        return out
 
 
 def _along(gates: Tensor, tensor: Tensor, dim: int) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -301,6 +303,45 @@ def test_a_copy_counts_steps_of_its_own() -> None:
     assert (net.progress, twin.progress) == (3 / net.steps, 1 / net.steps)
     net.load_state_dict(twin.state_dict())
     assert net.progress == 1 / net.steps
+
+
+class Slow(nn.Module):
+    """A forward in which other threads get a chance; the tensors that it computes with are in a list as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.held = [self.last.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        time.sleep(0.02)
+        return self.last(x) + x @ self.held[0].t()
+
+
+def test_threads_take_turns_in_a_net() -> None:
+    """One trains, others look on: what stands in for weights during the forward of one is not met by another."""
+    torch.manual_seed(0)
+    model, x = Slow(), torch.randn(4, 6)
+    own = dict(model.named_parameters())
+    net = hfp.wrap(model, x, target_macs=0.5, steps=1, method="uniform")
+    net.complexity_loss()
+    expected = net(x)
+    gradients = torch.autograd.grad(expected.square().sum(), [*own.values()])
+
+    def train() -> bool:
+        out = net(x)
+        found = torch.autograd.grad(out.square().sum(), [*own.values()])
+        return torch.equal(out, expected) and all(map(torch.equal, found, gradients))
+
+    def look() -> bool:
+        with torch.no_grad():
+            return torch.equal(net(x), expected)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all([one.result() for one in [pool.submit(function) for function in 3 * [train, look, look]]])
+    assert all(parameter is own[name] for name, parameter in model.named_parameters())
+    assert model.held[0] is model.last.weight
 
 
 def test_what_only_the_model_has_is_told_of() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -124,3 +125,23 @@ def test_a_part_that_has_no_code_of_the_users(name: str, always: bool) -> None:
 
     for found, expected in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_what_a_forward_computes_anew_in_another_thread_does_not_wait_for_it() -> None:
+    """On a GPU backward has threads of its own, and a forward may ask for gradients, as of an energy."""
+
+    def energy(net: Any, x: Tensor) -> Tensor:
+        return net.b(net.a(x).tanh())
+
+    def force(net: Any, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        total = checkpoint(lambda x: energy(net, x).sum(), x, use_reentrant=False)
+        return ThreadPoolExecutor(1).submit(torch.autograd.grad, total, x).result(20)[0]
+
+    torch.manual_seed(0)
+    model, x = Net(energy, a=nn.Linear(5, 12), b=nn.Linear(12, 3)), torch.randn(4, 5, requires_grad=True)
+    net = hfp.wrap(model, x, target_macs=0.5, steps=1)
+    net.complexity_loss()
+    (expected,) = torch.autograd.grad(net(x).sum(), x)
+    model.run = force
+    assert not net.keep.all() and torch.equal(net(x), expected)

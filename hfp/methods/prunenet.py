@@ -32,6 +32,7 @@ from hfp.labels import FIXED
 from hfp.methods.magnitude import learned, relative
 from hfp.methods.method import Method, after
 from hfp.model.names import tensor_of
+from hfp.model.turns import turn
 
 if TYPE_CHECKING:
     from hfp.gated import GatedModel
@@ -54,7 +55,7 @@ def forward(net: GatedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     scalars = 1.0 + net.gates
     # A clamp without the zero in its gradient: a scalar that left the range can come back.
     scalars = scalars + (scalars.clamp(NARROW, WIDE) - scalars).detach()
-    with _watching(net):
+    with turn(net.model), _watching(net):
         return net.gated(scalars, args, kwargs, frozen=True)
 
 

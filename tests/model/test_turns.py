@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 from threading import Event, Thread
 
 import torch
@@ -9,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import hfp
+from hfp.model import turns
+from hfp.model.turns import turn
 from hfp.proof.ptflops_check import agree
 
 X = torch.zeros(2, 6)
@@ -110,3 +115,46 @@ def test_traces_take_turns() -> None:
     for thread in threads:
         thread.join()
     assert [other.fingerprint() for other in tables] == len(threads) * [table.fingerprint()]
+
+
+def enters(model: nn.Module) -> bool:
+    """Whether another thread gets a turn in the model now."""
+
+    def take() -> None:
+        with turn(model):
+            pass
+
+    other = Thread(target=take, daemon=True)
+    other.start()
+    other.join(0.2)
+    return not other.is_alive()
+
+
+def test_a_turn_is_of_one_thread_in_one_model() -> None:
+    model = nn.Linear(2, 2)
+    with turn(model), turn(model):
+        assert not enters(model)
+        assert enters(copy.deepcopy(model)) and enters(pickle.loads(pickle.dumps(model)))
+    assert enters(model)
+
+
+def test_turns_go_with_their_models() -> None:
+    model = nn.Linear(2, 2)
+    with turn(model):
+        before = len(turns._turns)
+    del model
+    gc.collect()
+    assert len(turns._turns) < before
+
+
+def test_compiled_code_takes_none() -> None:
+    model = nn.Linear(2, 2)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with turn(model):
+            return model(x)
+
+    x = torch.randn(3, 2)
+    with turn(model):
+        found = torch.compile(run, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(found, model(x))
