@@ -72,6 +72,7 @@ class GatedModel(nn.Module):
         self._reckoned = Kept[tuple[Tensor, Tensor]]()
         self._counted = Kept[int]()
         self._warned = False
+        self._untaken, self._versions = 0, -1  # calls in evaluation mode, and of what weights the last was
         self._dtype = inputs.home(model)[1]  # that the example inputs suit
         self.training = model.training  # alone: parts of the model may be in another mode, such as frozen norms
 
@@ -124,14 +125,15 @@ class GatedModel(nn.Module):
         In training each call is one step of the pruning schedule. When the schedule is done the target is met, the
         live channels stay as they are, and the loss is 0. Some methods add a penalty of theirs.
         """
-        if self.training and self.progress < 1.0:
-            self._advance()
+        if self.progress < 1.0:
+            self._advance() if self.training else self._warn_of_evaluation()
         if self.method.penalty is not None and torch.is_grad_enabled():
             return self.method.penalty(self).float()
         return self.live_gap()
 
     def _advance(self) -> None:
         """One step of the pruning schedule; not taken if its cut cannot be made."""
+        self._untaken = 0
         step = self._taken() + 1
         if step.bit_count() == 1:  # a power of two: soon after a change, and hardly ever
             self._check_unchanged()
@@ -307,6 +309,18 @@ class GatedModel(nn.Module):
                 f"no gate has changed in {step} steps, so channels are judged by the size of their filters; give the "
                 "gates to an optimizer: torch.optim.SGD(net.param_groups(lr=0.05), momentum=0.9) (if gradients of as "
                 f"many batches are added up, wrap with more than these {self.steps:,} steps, or add up fewer)",
+                stacklevel=5,
+            )
+
+    def _warn_of_evaluation(self) -> None:
+        """Weights that are others with every call are being trained, though no step of the schedule is taken."""
+        versions = sum(parameter._version for parameter in self.model.parameters())
+        self._untaken += torch.is_grad_enabled() and versions != self._versions
+        self._versions = versions
+        if self._untaken == SURELY_TRAINED and self.live_gap() > 0:
+            warnings.warn(
+                f"{SURELY_TRAINED} steps of training in evaluation mode, in which no channel is cut; call net.train() "
+                "first (models often come in evaluation mode; norms that are to stand still may be put into it after)",
                 stacklevel=4,
             )
 

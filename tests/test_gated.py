@@ -358,11 +358,45 @@ def test_gates_that_no_optimizer_trains_are_told_of() -> None:
     net, _ = wrapped(steps=100)
     optimizer = torch.optim.SGD(net.model.parameters(), lr=0.01)
     train(net, optimizer, 0, 31)
-    with pytest.warns(UserWarning, match=r"no gate has changed in 32 steps.*net\.param_groups"):
+    with pytest.warns(UserWarning, match=r"no gate has changed in 32 steps.*net\.param_groups") as warned:
         train(net, optimizer, 31, 32)
+    assert warned[0].filename == train.__code__.co_filename
     train(net, optimizer, 32, 100)  # once
     assert net.progress == 1.0 and net.macs() <= 0.4 * net.dense_macs
     train(*wrapped(steps=100, method="slimming"), 0, 40)  # has none that learn
+
+
+@pytest.mark.parametrize("method", ["hfp", "ggp", "uniform"])
+def test_training_in_evaluation_mode_is_told_of(method: str) -> None:
+    net, optimizer = wrapped(method=method)
+    net.eval()
+    train(net, optimizer, 0, 31)
+    with pytest.warns(UserWarning, match=r"32 steps of training in evaluation mode.*net\.train\(\)") as warned:
+        train(net, optimizer, 31, 32)
+    assert warned[0].filename == train.__code__.co_filename
+    train(net, optimizer, 32, 70)  # once
+    assert net.macs() == net.dense_macs
+
+
+def test_evaluation_is_not_taken_for_training() -> None:
+    """Between steps, with gradients or without; of weights that others train; and once there is nothing to cut."""
+    net, optimizer = wrapped(steps=100)
+    average = swa_utils.AveragedModel(net).eval()
+    for step in range(40):
+        train(net.train(), optimizer, step, step + 1)
+        average.update_parameters(net)
+        net.eval()
+        net.complexity_loss(), net.complexity_loss()
+        with torch.no_grad():
+            average.module.complexity_loss()
+    for _ in range(40):
+        net.complexity_loss()
+    net, optimizer = wrapped(steps=100, method="uniform")
+    train(net, optimizer, 0, 1)
+    train(net.eval(), optimizer, 1, 70)
+    net, optimizer = wrapped(steps=100)
+    net.model[1].eval()
+    train(net, optimizer, 0, 70)
 
 
 def test_gates_may_wait_for_their_first_step_until_channels_are_cut() -> None:
