@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from hfp import gates
 from hfp.budget import Budget
@@ -20,6 +21,7 @@ from hfp.model import inputs
 from hfp.model.ambient import plainly
 from hfp.model.turns import in_turn
 from hfp.proof.verify import Proof
+from hfp.recompute import in_backward
 from hfp.threshold import smallest, threshold
 
 STOPPED = 2**62  # `step` once stopped; so large that an average of it with a real count still reads as stopped
@@ -71,6 +73,7 @@ class GatedModel(nn.Module):
             self.register_buffer(name, buffer.to(device))
         self._reckoned = Kept[tuple[Tensor, Tensor]]()
         self._counted = Kept[int]()
+        self._last: tuple[Tensor, Tensor] | None = None  # `live` and `step` in the last forward
         self._warned = False
         self._untaken, self._versions = 0, -1  # calls in evaluation mode, and of what weights the last was
         self._dtype = inputs.home(model)[1]  # that the example inputs suit
@@ -101,6 +104,23 @@ class GatedModel(nn.Module):
             ) from None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if in_backward():
+            return self._again(args, kwargs)
+        if not torch.compiler.is_compiling():
+            self._last = self.live, self.step.clone()
+        return self._forward(args, kwargs)
+
+    @in_turn
+    def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The last forward as it was, whatever has been cut since: a checkpoint around the net computes it anew."""
+        now = self.live, self.step
+        self.live, self.step = self._last or now
+        try:
+            return self._forward(args, kwargs)
+        finally:
+            self.live, self.step = now
+
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.method.forward is not None:
             return self.method.forward(self, args, kwargs)
         if self.method.gate is not None and torch.is_grad_enabled():
@@ -125,7 +145,7 @@ class GatedModel(nn.Module):
         In training each call is one step of the pruning schedule. When the schedule is done the target is met, the
         live channels stay as they are, and the loss is 0. Some methods add a penalty of theirs.
         """
-        if self.progress < 1.0:
+        if self.progress < 1.0 and not in_backward():
             self._advance() if self.training else self._warn_of_evaluation()
         if self.method.penalty is not None and torch.is_grad_enabled():
             return self.method.penalty(self).float()
@@ -184,7 +204,8 @@ class GatedModel(nn.Module):
         """`live_gap` and `price`, reckoned anew when others are live."""
         reckoned = self._reckoned.get(self.live, self.stopped)
         if reckoned is None:
-            with torch.enable_grad():
+            # Hooks of a checkpoint around the net would miss, the second time, what is saved for this backward.
+            with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
                 live = self.keep.cpu().double().requires_grad_()
                 gap = self.gap(live)
                 (price,) = torch.autograd.grad(gap, live)
@@ -344,3 +365,7 @@ class GatedModel(nn.Module):
         arguments = inputs.placed(self._arguments, self.gates.device, {self._dtype: inputs.home(self.model)[1]})
         ignored = self.targets["ignore"]
         return Proof(self.model, self.table, arguments, readers=self._readers, ignored=ignored)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor

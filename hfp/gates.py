@@ -245,8 +245,10 @@ def _called(
 ) -> Any:
     with turn(model):
         gated = _Gated(model, readers, gates, frozen)
-        out = gated.run(Position(readers.names_in(model)), model, *args, **kwargs)
-        gated.done = True
+        try:
+            out = gated.run(Position(readers.names_in(model)), model, *args, **kwargs)
+        finally:
+            gated.done = True
         gated.write_back()
         return out
 

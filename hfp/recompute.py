@@ -15,11 +15,17 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
+import torch
 from torch.utils import checkpoint
 
 Function = Callable[..., Any]
 _lock = Lock()
 _alike: ContextVar[Callable[[Function], Function] | None] = ContextVar("alike", default=None)
+
+
+def in_backward() -> bool:
+    """Whether a backward pass calls this, as it does what a checkpoint is around."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 @contextmanager

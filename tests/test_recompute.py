@@ -145,3 +145,59 @@ def test_what_a_forward_computes_anew_in_another_thread_does_not_wait_for_it() -
     (expected,) = torch.autograd.grad(net(x).sum(), x)
     model.run = force
     assert not net.keep.all() and torch.equal(net(x), expected)
+
+
+def whole(net: hfp.GatedModel, x: Tensor) -> Tensor:
+    return net(x).square().mean() + net.complexity_loss()
+
+
+@pytest.mark.parametrize("method", ["hfp", "ggp", "pag-rounds", "prunenet", "taylor", "slimming"])
+def test_a_checkpoint_around_a_net_computes_anew_what_was_before_the_cut(method: str) -> None:
+    def run(around: Callable[[hfp.GatedModel, Tensor], Tensor]) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 10), nn.ReLU())
+        net = hfp.wrap(
+            model.append(nn.Linear(10, 3)).double(),
+            torch.randn(2, 6).double(),
+            target_macs=0.4,
+            steps=10,
+            method=method,
+        )
+        optimizer = torch.optim.SGD(net.param_groups(lr=0.05), momentum=0.9)
+        gradients = []
+        for step in range(12):
+            optimizer.zero_grad()
+            around(net, torch.randn(8, 6).double()).backward()
+            assert net.progress == min(1.0, (step + 1) / 10)
+            gradients += [parameter.grad for parameter in net.parameters()]
+            optimizer.step()
+        return gradients
+
+    def around(net: hfp.GatedModel, x: Tensor) -> Tensor:
+        return checkpoint(net, x, use_reentrant=False).square().mean() + net.complexity_loss()
+
+    def around_all(net: hfp.GatedModel, x: Tensor) -> Tensor:
+        loss: Tensor = checkpoint(whole, net, x, use_reentrant=False)
+        return loss
+
+    for checkpointed in around, around_all:
+        for found, expected in zip(run(checkpointed), run(whole), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+def test_a_penalty_on_gradients_is_of_the_channels_that_are_live() -> None:
+    """Of second order, and from within a backward pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    net = hfp.wrap(model, x, target_macs=0.5, steps=1, method="uniform")
+    net(x), net.complexity_loss()
+    small, found = net.compact(), []
+    for called in net, small:
+        out = called(x)
+        out.register_hook(lambda grad: found.append(called(x).detach()))  # noqa: B023
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        found += torch.autograd.grad(gradient.square().sum(), x)
+    half = len(found) // 2
+    for own, expected in zip(found[:half], found[half:], strict=True):
+        torch.testing.assert_close(own, expected)
