@@ -132,6 +132,7 @@ class GatedModel(nn.Module):
 
         `frozen`: nothing but phi learns, neither the model's weights nor the statistics of its norms.
         """
+        self._check("gates", phi, self.live.shape)
         try:
             return gates.gated_forward(self.model, self._readers, phi, args, kwargs, frozen=frozen)
         except (KeyError, AttributeError, RuntimeError):
@@ -148,7 +149,9 @@ class GatedModel(nn.Module):
         if self.progress < 1.0 and not in_backward():
             self._advance() if self.training else self._warn_of_evaluation()
         if self.method.penalty is not None and torch.is_grad_enabled():
-            return self.method.penalty(self).float()
+            penalty = self.method.penalty(self)
+            self._check("penalties", penalty, torch.Size())
+            return penalty.float()
         return self.live_gap()
 
     def _advance(self) -> None:
@@ -345,6 +348,15 @@ class GatedModel(nn.Module):
                 stacklevel=4,
             )
 
+    def _check(self, what: str, given: Any, shape: torch.Size) -> None:
+        """ValueError where the method gives no tensor of that shape: of all channels, or a scalar."""
+        if not isinstance(given, Tensor) or given.shape != shape:
+            found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            expected = (
+                f"tensor of {self.table.channels} numbers, one for each channel of net.table" if shape else "scalar"
+            )
+            raise ValueError(f"the {what} of method {self.method.name!r} are {found}; expected a {expected}")
+
     def _scores(self) -> Tensor:
         """(channels,) float64 on the CPU: what the method says."""
         try:
@@ -352,12 +364,7 @@ class GatedModel(nn.Module):
         except (KeyError, AttributeError):
             self._check_unchanged()
             raise
-        if not isinstance(scores, Tensor) or scores.shape != (self.table.channels,):
-            given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(
-                f"the scores of method {self.method.name!r} are {given}; expected a tensor of {self.table.channels} "
-                "numbers, one for each channel of net.table"
-            )
+        self._check("scores", scores, self.live.shape)
         return scores.detach().cpu().double()
 
     def proof(self) -> Proof:

@@ -263,6 +263,58 @@ def test_wrong_scores_are_told_what_is_right(scores: Any, words: str) -> None:
         hfp.wrap(network(), X, target_macs=0.5, method=mine).compact()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"schedule": lambda progress: 100 * progress},
+            "the schedule of method 'mine' gives 2.0 at a progress of 0.02; expected",
+        ),
+        ({"schedule": lambda progress: None}, "gives None at a progress of 0; expected the share"),
+        ({"schedule": lambda progress: -progress}, "gives -0.01 at a progress of 0.01; expected the share"),
+        ({"schedule": lambda progress: float("nan")}, "expected the share of the way that the budget has come down"),
+        ({"cuts": 0}, "cuts=0 of method 'mine': expected one at least"),
+    ],
+)
+def test_a_course_that_no_budget_can_take_is_refused_at_once(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        hfp.Method(**{"name": "mine", "scores": lambda net: net.gates, "schedule": hfp.methods.steadily} | options)
+
+
+def test_a_schedule_between_its_percents_is_checked_as_it_runs() -> None:
+    course = lambda progress: 2.0 if 0.001 < progress < 0.009 else progress  # noqa: E731
+    net, _ = wrapped(hfp.Method("mine", scores=lambda net: net.gates, schedule=course), steps=1000)
+    net.complexity_loss()
+    with pytest.raises(ValueError, match=r"gives 2\.0 at a progress of 0\.002; expected the share"):
+        net.complexity_loss()
+
+
+def test_a_schedule_may_be_rounded() -> None:
+    mine = hfp.Method("mine", scores=lambda net: net.gates, schedule=lambda progress: progress * (1 + 1e-15) - 1e-17)
+    assert [mine.share(step, 4) for step in (0, 4)] == [0.0, 1.0]
+    assert mine.share(1, 10**20) == 0.0 and mine.share(10**20 - 1, 10**20) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gate": lambda net: net.gates[:3]}, "the gates of method 'mine' are (3,); expected a tensor of 38 numbers"),
+        ({"gate": lambda net: None}, "the gates of method 'mine' are NoneType; expected a tensor of 38 numbers"),
+        (
+            {"forward": lambda net, args, kwargs: net.gated(net.gates[None], args, kwargs)},
+            "'mine' are (1, 38); expected",
+        ),
+        ({"penalty": lambda net: net.gates}, "the penalties of method 'mine' are (38,); expected a scalar"),
+        ({"penalty": lambda net: 0.5}, "the penalties of method 'mine' are float; expected a scalar"),
+    ],
+)
+def test_wrong_gates_and_penalties_are_told_what_is_right(options: dict[str, Any], words: str) -> None:
+    mine = hfp.Method("mine", scores=lambda net: net.gates, schedule=hfp.methods.steadily, **options)
+    net, optimizer = wrapped(mine)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        train(net, optimizer, 0, 1)
+
+
 def test_buffers_of_a_method_are_in_the_state() -> None:
     def mean_activity(net: hfp.GatedModel) -> Tensor:
         return net.get_buffer("seen")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -18,6 +19,8 @@ from hfp.channels import ChannelTable
 
 if TYPE_CHECKING:
     from hfp.gated import GatedModel
+
+ROUNDED = 1e-9  # by how much the shares of a schedule may be off: sums of floats are
 
 
 def _nothing(table: ChannelTable) -> dict[str, Tensor]:
@@ -60,6 +63,25 @@ class Method:
     reopens: bool = False
     """Whether a channel that was cut may come back before the last cut, which fills what is left of the budget."""
 
+    def __post_init__(self) -> None:
+        if self.cuts is not None and self.cuts < 1:
+            raise ValueError(f"cuts={self.cuts!r} of method {self.name!r}: expected one at least")
+        self._course()
+
+    def _course(self) -> list[float]:
+        """How far the budget has come down after each percent of the schedule."""
+        return [self._down(percent / 100) for percent in range(101)]
+
+    def _down(self, progress: float) -> float:
+        """What `schedule` says, and no float's breadth more or less than it may."""
+        down = self.schedule(progress)
+        if not isinstance(down, (Real, Tensor)) or not -ROUNDED <= down <= 1.0 + ROUNDED:
+            raise ValueError(
+                f"the schedule of method {self.name!r} gives {down!r} at a progress of {progress:.4g}; expected the "
+                "share of the way that the budget has come down, a number from 0 to 1"
+            )
+        return min(max(float(down), 0.0), 1.0)
+
     @property
     def learns(self) -> bool:
         """Whether `net.gates` may get gradients. `DistributedDataParallel` waits for those of all that require them."""
@@ -68,14 +90,14 @@ class Method:
     @property
     def gradual(self) -> bool:
         """Whether the budget comes down in several cuts, so that there is something to stop in between."""
-        return any(0.0 < self.schedule(percent / 100) < 1.0 for percent in range(101))
+        return any(0.0 < down < 1.0 for down in self._course())
 
     def share(self, step: int, steps: int) -> float:
         """How far the budget has come down after `step` of `steps` steps."""
         if step >= steps:
             return 1.0
         every = 1 if self.cuts is None else math.ceil(steps / self.cuts)
-        return self.schedule((step - step % every) / steps)
+        return self._down((step - step % every) / steps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
