@@ -62,6 +62,8 @@ class Method:
     """Learning rate of `net.gates`."""
     reopens: bool = False
     """Whether a channel that was cut may come back before the last cut, which fills what is left of the budget."""
+    trains_gates: bool | None = None
+    """Whether `net.gates` get gradients; by default where there is a gate, a penalty or a forward."""
 
     def __post_init__(self) -> None:
         if self.cuts is not None and self.cuts < 1:
@@ -85,7 +87,8 @@ class Method:
     @property
     def learns(self) -> bool:
         """Whether `net.gates` may get gradients. `DistributedDataParallel` waits for those of all that require them."""
-        return not (self.gate is self.penalty is self.forward is None)
+        by_default = not (self.gate is self.penalty is self.forward is None)
+        return by_default if self.trains_gates is None else self.trains_gates
 
     @property
     def gradual(self) -> bool:

@@ -3,8 +3,7 @@
 Liu et al., arXiv 1708.06519: training with an L1 penalty on the scales of batch norms drives those of channels that
 are not needed towards zero; then one global threshold on them. The penalty's strength is the paper's. Ours: layer
 norms and group norms have scales too; a channel with several scales (a residual stage) has their mean; where there is
-none (a network without normalisation), the size of the filters, relative to their layer, stands in for it. Gates are
-not used, of which DistributedDataParallel has to be told: find_unused_parameters=True.
+none (a network without normalisation), the size of the filters, relative to their layer, stands in for it.
 """
 
 from __future__ import annotations
@@ -60,4 +59,4 @@ def penalty(net: GatedModel) -> Tensor:
     return loss
 
 
-METHOD = Method("slimming", scores=scores, schedule=after(1.0), penalty=penalty)
+METHOD = Method("slimming", scores=scores, schedule=after(1.0), penalty=penalty, trains_gates=False)
