@@ -135,8 +135,12 @@ class GatedModel(nn.Module):
         self._check("gates", phi, self.live.shape)
         try:
             return gates.gated_forward(self.model, self._readers, phi, args, kwargs, frozen=frozen)
-        except (KeyError, AttributeError, RuntimeError):
+        except (KeyError, AttributeError, RuntimeError) as error:
             self._check_unchanged()
+            if (shard := surgery.sharded(self.model)) is not None:
+                raise ValueError(
+                    f"{shard} is spread over processes by itself; shard the gated network as a whole: fully_shard(net)"
+                ) from error
             raise
 
     @in_turn

@@ -72,6 +72,11 @@ def shard(rank: int, folder: str) -> None:
     mesh = init_device_mesh("cpu", (2,))
     with pytest.raises(ValueError, match=r"spread over processes; .* fully_shard\(hfp.wrap"):
         hfp.wrap(fully_shard(network(), mesh=mesh), torch.zeros(1, 8), target_macs=0.4)
+    blocks = hfp.wrap(network(), torch.zeros(1, 8), target_macs=0.4)
+    fully_shard(blocks.model[2], mesh=mesh)
+    fully_shard(blocks, mesh=mesh)
+    with pytest.raises(ValueError, match=r"2.weight is spread over processes by itself; shard .* fully_shard\(net\)"):
+        blocks(torch.zeros(1, 8))
     net = hfp.wrap(network(), torch.zeros(1, 8), target_macs=0.4, steps=10)
     fully_shard(net, mesh=mesh)
     optimizer = torch.optim.SGD(net.param_groups(lr=0.05), momentum=0.9)
