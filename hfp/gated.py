@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from hfp import gates
 from hfp.budget import Budget
@@ -21,7 +20,7 @@ from hfp.model import inputs
 from hfp.model.ambient import plainly
 from hfp.model.turns import in_turn
 from hfp.proof.verify import Proof
-from hfp.recompute import in_backward
+from hfp.recompute import by_itself, in_backward, transformed
 from hfp.threshold import smallest, threshold
 
 STOPPED = 2**62  # `step` once stopped; so large that an average of it with a real count still reads as stopped
@@ -106,7 +105,7 @@ class GatedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if in_backward():
             return self._again(args, kwargs)
-        if not torch.compiler.is_compiling():
+        if not transformed():
             self._last = self.live, self.step.clone()
         return self._forward(args, kwargs)
 
@@ -209,14 +208,18 @@ class GatedModel(nn.Module):
     @plainly
     def _reckon(self) -> tuple[Tensor, Tensor]:
         """`live_gap` and `price`, reckoned anew when others are live."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(self.live):
+            raise ValueError(
+                "torch.func transforms the buffers of a gated network, which has to know its live channels; let it "
+                "transform parameters and inputs alone"
+            )
         reckoned = self._reckoned.get(self.live, self.stopped)
         if reckoned is None:
-            # Hooks of a checkpoint around the net would miss, the second time, what is saved for this backward.
-            with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
+            with by_itself():
                 live = self.keep.cpu().double().requires_grad_()
                 gap = self.gap(live)
                 (price,) = torch.autograd.grad(gap, live)
-            reckoned = gap.detach(), price.float().to(gap.device)
+                reckoned = gap.detach(), price.float().to(gap.device)
             self._reckoned.put(self.live, reckoned, self.stopped)
         return reckoned
 
@@ -376,7 +379,3 @@ class GatedModel(nn.Module):
         arguments = inputs.placed(self._arguments, self.gates.device, {self._dtype: inputs.home(self.model)[1]})
         ignored = self.targets["ignore"]
         return Proof(self.model, self.table, arguments, readers=self._readers, ignored=ignored)
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor

@@ -26,7 +26,7 @@ from hfp.model.eager import eagerly
 from hfp.model.held import held_in, standing_in
 from hfp.model.names import Names, tensor_of
 from hfp.model.turns import turn
-from hfp.recompute import recomputed
+from hfp.recompute import recomputed, transformed
 from hfp.tracing.opened import opened
 from hfp.tracing.operands import hide, settled
 from hfp.tracing.position import Position, Site
@@ -183,8 +183,7 @@ class _Gated(nn.Module):
         self.by_name = tensors
         self.tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
         # Where nothing may be asked of a tensor, nothing is ever written either: in a program, under a transform.
-        plain = not frozen and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
-        plain = plain and torch._C._functorch.peek_interpreter_stack() is None
+        plain = not frozen and not torch.is_inference_mode_enabled() and not transformed()
         dense = {name: tensor for name, tensor in made.items() if tensor.layout == torch.strided}
         self.standing = {name: _Standing(tensor) for name, tensor in dense.items()} if plain else {}
         self.done = False

@@ -9,13 +9,16 @@ outside of gated forwards they do what they did.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import cache
 from threading import Lock
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import checkpoint
 
 Function = Callable[..., Any]
@@ -26,6 +29,29 @@ _alike: ContextVar[Callable[[Function], Function] | None] = ContextVar("alike", 
 def in_backward() -> bool:
     """Whether a backward pass calls this, as it does what a checkpoint is around."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def transformed() -> bool:
+    """Whether this is compiled, or under a transform of `torch.func`: then no tensor may be looked at, nor kept."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """What is differentiated in here meets neither the hooks of a checkpoint around it nor transforms.
+
+    A checkpoint would miss, the second time, what was saved the first time; where a transform was, hooks are off.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(temporarily_clear_interpreter_stack())
+        if torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+            stack.enter_context(saved_tensors_hooks(_as_it_is, _as_it_is))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @contextmanager

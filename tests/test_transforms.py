@@ -87,3 +87,35 @@ def test_what_a_transform_hides_is_counted_and_cut(name: str) -> None:
         keep = random_keep(table, density, torch.Generator().manual_seed(0))
         assert predicted(table, keep) == measured(compact(model, table, keep), given)
         check_cut(model, table, keep, given, 1e-10)
+
+
+@pytest.mark.parametrize("method", ["hfp", "taylor", "ggp"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_gradients_of_each_example_are_those_of_steps_of_their_own(method: str, norm: bool) -> None:
+    """By `vmap` of `grad`, in the first call of a network as in any."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 16), nn.LayerNorm(16) if norm else nn.ReLU(), nn.Tanh(), nn.Linear(16, 3)]
+    x = torch.randn(4, 6, dtype=torch.float64)
+    net = hfp.wrap(nn.Sequential(*layers).double(), x, target_macs=0.6, steps=10, method=method)
+    parameters, buffers = dict(net.named_parameters()), dict(net.named_buffers())
+
+    def loss(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
+        out: Tensor = torch.func.functional_call(net, (parameters, buffers), (row[None],))
+        return out.square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    wanted = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    for number, row in enumerate(x):
+        expected = torch.autograd.grad(net(row[None]).square().sum(), [parameters[name] for name in wanted])
+        for name, gradient in zip(wanted, expected, strict=True):
+            torch.testing.assert_close(found[name][number], gradient)
+    torch.testing.assert_close(torch.func.jacrev(net)(x), torch.autograd.functional.jacobian(net, x))
+
+
+def test_a_transform_over_which_channels_are_live_is_refused() -> None:
+    nets = [
+        hfp.wrap(nn.Sequential(nn.Linear(6, 16), nn.Linear(16, 3)), torch.zeros(1, 6), target_macs=0.5) for _ in "ab"
+    ]
+    parameters, buffers = torch.func.stack_module_state(nets)
+    with pytest.raises(ValueError, match="has to know its live channels; let it transform parameters and inputs alone"):
+        torch.vmap(lambda *own: torch.func.functional_call(nets[0], own, (torch.zeros(1, 6),)))(parameters, buffers)

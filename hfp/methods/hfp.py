@@ -46,15 +46,24 @@ WARM_UP = 0.1  # share of the schedule in which gates are trained and nothing is
 CUTS = 25  # how often the live channels are chosen anew on the way to the target
 
 
-class _TaskGate(torch.autograd.Function):
+class _Gate(torch.autograd.Function):
+    """The live channels, with a gradient to their gates."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
-        ctx.save_for_backward(keep, price)
+    def forward(gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
         return keep.to(gates.dtype)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+
+class _TaskGate(_Gate):
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        keep, price = ctx.saved_tensors
+        _, keep, price = ctx.saved_tensors
         tiny = torch.finfo(torch.float32).tiny
         grad = grads[0].float().where(keep, 0.0)  # it may be infinite where a channel is closed
         largest = grad.abs().max().clamp_min(tiny)  # squares of gradients as they are may be too small for float32
@@ -64,12 +73,7 @@ class _TaskGate(torch.autograd.Function):
         return -_per_price(largest * square / typical, price / usual).to(grads[0].dtype), None, None
 
 
-class _CostGate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
-        ctx.save_for_backward(gates, keep, price)
-        return keep.to(gates.dtype)
-
+class _CostGate(_Gate):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         gates, keep, price = ctx.saved_tensors
