@@ -55,15 +55,15 @@ class _Gate(torch.autograd.Function):
     def forward(gates: Tensor, keep: Tensor, price: Tensor) -> Tensor:
         return keep.to(gates.dtype)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
 
 class _TaskGate(_Gate):
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        _, keep, price = ctx.saved_tensors
+        keep, price = ctx.saved_tensors
         tiny = torch.finfo(torch.float32).tiny
         grad = grads[0].float().where(keep, 0.0)  # it may be infinite where a channel is closed
         largest = grad.abs().max().clamp_min(tiny)  # squares of gradients as they are may be too small for float32
@@ -74,6 +74,10 @@ class _TaskGate(_Gate):
 
 
 class _CostGate(_Gate):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         gates, keep, price = ctx.saved_tensors

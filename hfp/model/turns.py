@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 one_at_a_time = RLock()
-_looking = Lock()
+_looking = RLock()
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 """Beside the models, not in them: a lock is neither copied nor pickled."""
 
