@@ -87,6 +87,7 @@ def _gradients(
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad(), forked(0), eagerly(), nullcontext() if chance else NoChance():
         with as_set():
+            torch.clear_autocast_cache()  # of weights that were rounded where nothing was to learn, PyTorch before 2.9
             out = function(*args, **kwargs)
         outs = [real(x) for x in tensors_of(out) if x.requires_grad]
         if not outs or not learning:
