@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from attention import FUSED, NARROW, TOKENS, Size, alike, apart, attended, fused
-from specimen import Net, registry
+from specimen import Net, parameter, registry
 from torch import Tensor, nn
 
 SHARES, specimen = registry()
@@ -29,6 +29,29 @@ def merged_by_what_is_left(s: Size = NARROW) -> Net:
         return net.proj(((q @ k.mT * net.scale).softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1))
 
     return attended(run, s, **fused(s))
+
+
+@specimen(shapes=((2, 8, 7),), least="embed head.weight/1 one.qkv one.proj.weight/1 two.qkv two.proj.weight/1")
+def blocks_with_a_scale_for_each_head() -> Net:
+    """As in Swin Transformer V2: heads are counted by what is not split off the stream as well."""
+
+    def attention(net: Any, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        bias = net.qkv.bias.clone()
+        length = bias.numel() // 3
+        bias[length : 2 * length].zero_()
+        qkv = torch.nn.functional.linear(x, net.qkv.weight, bias)
+        q, k, v = qkv.reshape(b, n, 3, net.heads, c // net.heads).permute(2, 0, 3, 1, 4)
+        scores = torch.nn.functional.normalize(q, dim=-1) @ torch.nn.functional.normalize(k, dim=-1).mT
+        scores = scores * net.temperature.exp() + net.table(net.places.to(x)).view(-1, net.heads).mean(0).view(-1, 1, 1)
+        return x + net.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, c))
+
+    def block() -> Net:
+        parts = {"temperature": parameter(3, 1, 1), "table": nn.Linear(2, 3), "places": torch.randn(5, 2)}
+        return Net(attention, heads=3, qkv=nn.Linear(96, 288), proj=nn.Linear(96, 96), **parts)
+
+    run = lambda net, x: net.head(net.two(net.one(net.embed(x))))  # noqa: E731
+    return Net(run, embed=nn.Linear(7, 96), one=block(), two=block(), head=nn.Linear(96, 6))
 
 
 @specimen(shapes=TOKENS, least=APART)

@@ -148,8 +148,10 @@ class Repairs:
         told = self.refused | {r.attribute for r in self.kept if r.sure and r.attribute is not None}
         chosen: dict[tuple[Any, ...], tuple[Misfit, Repair]] = {}
         setting: set[Attribute | None] = set()
+        tying: set[str] = set()
         for misfit in sorted(found, key=lambda misfit: len(_reckoned_from(misfit))):
-            if not setting.isdisjoint(_reckoned_from(misfit)):
+            module, shared = misfit.place.module, misfit.extent is not None and misfit.extent.shared
+            if not setting.isdisjoint(_reckoned_from(misfit)) or (shared and module in tying):
                 continue  # it may be right as soon as these are
             left = (r for r in self.left[misfit.key] if r.sure or r.attribute is None or r.attribute not in told)
             repair = next((repair for repair in left if repair.key() not in kept), None)
@@ -157,6 +159,7 @@ class Repairs:
                 used.add(repair.key())
                 chosen[misfit.key] = misfit, repair
                 setting |= {repair.attribute} if repair.sure else set()
+                tying |= {module} if repair.others is not None else set()
                 self.kept = [other for other in self.kept if not _same_scaling(other, repair)]
         return chosen
 
