@@ -153,7 +153,7 @@ class Blame:
             pairs += [
                 (width, other)
                 for other in (self._beside(at) if shares else ())
-                if len(other) == len(width) and self.cut.length(other) / predicted in shares
+                if len(other) == len(width) and self.cut.length(other) in {parts * predicted for parts in shares}
             ]
         return tuple(pairs[:4])
 
@@ -175,11 +175,11 @@ class Blame:
 
     def _parts_of(self, width: Tensor, share: Tensor) -> set[int]:
         """In how many parts of the length of a share the width may be divided in the cut network; in none if whole."""
-        parts, rest = divmod(len(width), len(share))
+        parts, rest = divmod(len(width), max(len(share), 1))
         if parts < 2 or rest or self.cut.length(width) == len(width):
             return set()
         counted = (ids for ids in self.cut.table.attributes.values() if len(ids) == parts)
-        return {parts, *(len(live(ids, self.cut.stays)) for ids in counted)}
+        return {parts, *(len(live(ids, self.cut.stays)) for ids in counted)} - {0}
 
     def _beside(self, at: int) -> Iterable[Tensor]:
         """The labels that the module meets whose operator is step `at`."""
