@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
-from itertools import product
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -101,14 +101,17 @@ def _counts(table: ChannelTable, number: int) -> list[int]:
 
 def _shared_by_chance(table: ChannelTable, number: int) -> bool:
     """Whether a width that is shared out (`width // heads`) looks as long as each head, though it does not follow."""
+    counts = _counts(table, number)
     left = defaultdict[int, set[int]](set)
-    for group, count in zip(table.groups, _counts(table, number), strict=True):
+    for group, count in zip(table.groups, counts, strict=True):
         left[group.width].add(count)
+    # The groups that make up products, such as heads and the places in each.
+    factors = {tuple(pair) for pair in table.group_of[table.products].tolist()} if len(table.products) else set()
     return any(
-        count // heads in left[width // parts]
-        for parts, width in product(sorted(left), repeat=2)
-        if parts > 1 and width % parts == 0 and 1 < width // parts < width and width // parts in left
-        for heads, count in product(left[parts], left[width])
+        count // counts[heads] == counts[places]
+        for pair in factors
+        for heads, places in permutations(pair, 2)
+        for count in left.get(table.groups[heads].width * table.groups[places].width, ())
     )
 
 

@@ -148,10 +148,8 @@ class Repairs:
         told = self.refused | {r.attribute for r in self.kept if r.sure and r.attribute is not None}
         chosen: dict[tuple[Any, ...], tuple[Misfit, Repair]] = {}
         setting: set[Attribute | None] = set()
-        tying: set[str] = set()
         for misfit in sorted(found, key=lambda misfit: len(_reckoned_from(misfit))):
-            module, shared = misfit.place.module, misfit.extent is not None and misfit.extent.shared
-            if not setting.isdisjoint(_reckoned_from(misfit)) or (shared and module in tying):
+            if not setting.isdisjoint(_reckoned_from(misfit)):
                 continue  # it may be right as soon as these are
             left = (r for r in self.left[misfit.key] if r.sure or r.attribute is None or r.attribute not in told)
             repair = next((repair for repair in left if repair.key() not in kept), None)
@@ -159,7 +157,6 @@ class Repairs:
                 used.add(repair.key())
                 chosen[misfit.key] = misfit, repair
                 setting |= {repair.attribute} if repair.sure else set()
-                tying |= {module} if repair.others is not None else set()
                 self.kept = [other for other in self.kept if not _same_scaling(other, repair)]
         return chosen
 
@@ -291,10 +288,11 @@ class Repairs:
                 yield from self._multiples(extent.found, extent)
             yield from self._attributes(misfit.place.module, extent.ids)
         else:
-            yield from self._shares(extent)
             for repair in self.kept:  # an attribute that was changed is asked for here as well
                 if repair.attribute is None or len(repair.ids) != extent.dense:
                     continue
+                if extent.counts.get(repair.attribute, extent.found) != extent.found:
+                    continue  # the length is made of it
                 path, name = repair.attribute
                 if _within(misfit.place.module, path) and misfit.key in self._asks(name, {path}, table):
                     yield Repair(extent.ids, repair.attribute, sure=True)
@@ -302,6 +300,7 @@ class Repairs:
             if isinstance(extent.found, Reckoned):
                 yield from self._made_of(extent.found, misfit, near)
                 yield from self._multiples(extent.found, extent)
+            yield from self._shares(extent)
 
     def _shares(self, extent: Extent) -> Iterator[Repair]:
         """`width // heads`: the width is to lose what the heads do, unless it is another attribute's."""
