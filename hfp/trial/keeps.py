@@ -24,6 +24,9 @@ def keeps(table: ChannelTable) -> Iterator[Tensor]:
     look right by chance. Where there are more groups than numbers, it takes several parts to tell them apart. The last
     of these is spared where the fewest channels, and one or two more of some groups, tell apart what is left.
 
+    Nor is an equal share of a width (`width // heads`) to be as long as each head by chance: where it is so in all of
+    these parts, there is another one.
+
     Where the gated network is scaled by the share of some channels, these stay whole in one part: a factor that the
     code reckons from others changes all the same.
     """
