@@ -33,9 +33,16 @@ def resolve(ledger: Ledger) -> Numbering:
     ids, rows = _records(ledger)
     root = ledger.roots()
     while True:
-        left = root[ids]
+        left, plain = root[ids], _found(root, rows)
+        itself = plain == left[:, None]
+        if itself.any():  # c is c * j, where pairs are merged as if each were c: every j stays, and c is no product
+            merged = itself.any(1)
+            others = plain[merged][~itself[merged]]
+            pins.append(Pin(others[others != _NONE], "is merged with its neighbours, as one channel", _NOWHERE))
+            ids, rows = ids[~merged], rows[~merged]
+            continue
         factors, endless = _expanded(root, ids, rows)
-        same, clash = _congruent(left, factors, _found(root, rows))
+        same, clash = _congruent(left, factors, plain)
         if not same.numel():
             break
         root = components(ledger.size, [same], root)

@@ -146,6 +146,10 @@ def repeat_kv(net: Any, t: Tensor) -> Tensor:
 
 def rotated(net: Any, t: Tensor) -> Tensor:
     turns = torch.outer(torch.arange(t.shape[2], dtype=t.dtype), net.frequencies)
+    if net.neighbours:
+        turns, pairs = turns.repeat_interleave(2, -1), t.unflatten(-1, (-1, 2))
+        turned = torch.stack((-pairs[..., 1], pairs[..., 0]), -1).flatten(-2)
+        return t * turns.cos() + turned * turns.sin()
     turns = torch.cat((turns, turns), -1)
     left, right = t.chunk(2, -1)
     return t * turns.cos() + torch.cat((-right, left), -1) * turns.sin()
@@ -166,6 +170,7 @@ def attention(draw: Draw) -> nn.Module:
     if position == "normed":
         net.q_norm, net.k_norm = draw.random.choice((nn.LayerNorm, nn.RMSNorm))(dim), nn.LayerNorm(dim)
     if position == "rotary" and dim % 2 == 0:
+        net.neighbours = draw.random.random() < 0.5
         net.register_buffer("frequencies", 10.0 ** -torch.arange(dim // 2))
 
     def run(net: Any, x: Tensor) -> Tensor:

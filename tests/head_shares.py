@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from attention import FUSED, NARROW, TOKENS, Size, alike, apart, attended, fused
+from attended import FUSED, NARROW, TOKENS, Size, alike, apart, attended, fused
 from specimen import Net, parameter, registry
 from torch import Tensor, nn
 

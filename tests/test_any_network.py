@@ -15,6 +15,7 @@ from graphs import GRAPHS
 from head_shares import SHARES
 from normalisers import NORMALISERS
 from pairs import PAIRS
+from positions import POSITIONS
 from promises import check_cut, measured, predicted, random_keep, snapshot
 from rearranged import REARRANGED
 from recurrent import RECURRENT
@@ -25,7 +26,7 @@ from hfp import trace
 from hfp.model.inputs import arguments
 from hfp.model.names import Names
 
-ALL = {**ATTENTION, **SHARES, **CONSTANTS, **GRADIENTS, **GRAPHS, **LAYERS, **NORMALISERS, **PAIRS}
+ALL = {**ATTENTION, **SHARES, **CONSTANTS, **GRADIENTS, **GRAPHS, **LAYERS, **NORMALISERS, **PAIRS, **POSITIONS}
 ALL |= {**RECURRENT, **REARRANGED, **SLICED}
 WHOLE = {
     "grouped_convolution_and_group_norm": "groups of a convolution and of a norm are cut together",

@@ -144,6 +144,23 @@ def test_products_of_different_numbers_of_factors_stay_whole() -> None:
     assert "split into axes in two ways" in found.pins[int(found.why[0])].reason
 
 
+def test_a_product_that_is_its_own_factor_is_none_and_the_others_stay() -> None:
+    """Places 0 to 3 are pairs (4, 5) times sides (6, 7), and are merged as if both sides were the pair: 0 is 4."""
+    products = {0: (4, 6), 1: (4, 7), 2: (5, 6), 3: (5, 7)}
+    found = resolve(ledger_of(8, [(0, 4), (1, 4), (2, 5), (3, 5)], products, [], [0, 1, 2, 3]))
+    assert found.channels == 2 and not len(found.products)
+    assert found.of.tolist() == [0, 0, 1, 1, 0, 1, FIXED, FIXED]
+
+
+def test_one_of_two_equal_products_may_be_its_own_factor() -> None:
+    """0 is 1 * 2, and 3 * 4, where 3 is 0: 4 stays."""
+    ledger = ledger_of(5, [(0, 3)], {0: (1, 2)}, [], [0])
+    ledger.products.append((torch.tensor([0]), torch.tensor([[3, 4]])))
+    found = resolve(ledger)
+    assert found.channels == 2 and found.of.tolist() == [2, 0, 1, 2, FIXED]
+    assert_sound(ledger, found, torch.tensor([False, True]))
+
+
 def test_a_factor_may_be_told_to_be_a_product_by_another() -> None:
     """The weight (0) of what reads heads (8, of 9 and 10) is laid out as a row and back: 1 is 4, and so it is 8."""
     products = {0: (1, 2, 3), 7: (4, 5, 6), 8: (9, 10)}
