@@ -42,7 +42,8 @@ def resolve(ledger: Ledger) -> Numbering:
             ids, rows = ids[~merged], rows[~merged]
             continue
         factors, endless = _expanded(root, ids, rows)
-        same, clash = _congruent(left, factors, plain)
+        held = _held(root, left, factors, pins)
+        same, clash = _congruent(left, factors, plain, _packed(factors.masked_fill(held[factors], _NONE)))
         if not same.numel():
             break
         root = components(ledger.size, [same], root)
@@ -123,24 +124,36 @@ def _expanded(root: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _packed(rows: Tensor) -> Tensor:
     """The entries of each row moved to its front, in their order; without columns that are empty in all rows."""
+    if not rows.numel():
+        return rows
     order = (rows == _NONE).to(torch.uint8).argsort(dim=1, stable=True)
     rows = rows.gather(1, order)
     return rows[:, : int((rows != _NONE).sum(1).max())]
 
 
-def _congruent(left: Tensor, factors: Tensor, plain: Tensor) -> tuple[Tensor, Tensor]:
+def _held(root: Tensor, left: Tensor, factors: Tensor, pins: list[Pin]) -> Tensor:
+    """Root -> whether a pin holds it, or a product that it is a factor of."""
+    held = torch.zeros(len(root) + 1, dtype=torch.bool)
+    held[root[torch.cat([NO_IDS, *(pin.ids for pin in pins)])]] = True
+    held[factors[held[left]]] = True
+    return held
+
+
+def _congruent(left: Tensor, factors: Tensor, plain: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
     """Ties (2, n) between the factors of equal products, and the ids of those that have other numbers of them.
 
     `plain`: factors that are products themselves as they are. Of (a, b, c) and (d, e, f) one may be told only later
-    that d is a product, and that it is a: where the expanded factors are not as many, these may be.
+    that d is a product, and that it is a: where the expanded factors are not as many, these may be. `free`: without
+    those that are held. Of (which, head, place), as queries, keys and values stand together, and (head, place) of what
+    comes of them, these are as many.
     """
     order = left.argsort(stable=True)
-    left, factors = left[order], factors[order]
-    again = (left[1:] == left[:-1]).nonzero().flatten()
-    ties, fits = _pairs(factors[again], factors[again + 1])
-    other = again[~fits]
-    if not ties.numel() and other.numel():
-        ties, fits = _pairs(plain[order[other]], plain[order[other + 1]])
+    left = left[order]
+    other, ties = (left[1:] == left[:-1]).nonzero().flatten(), NO_IDS
+    for rows in (factors[order], plain[order], free[order]):
+        if ties.numel() or not other.numel():
+            break
+        ties, fits = _pairs(rows[other], rows[other + 1])
         other = other[~fits]
     return ties, left[other].unique()
 

@@ -1,4 +1,4 @@
-"""Attention whose code reckons a head's share off the width of its input, `c // heads`. See `specimen.py`.
+"""Attention whose code reckons sizes off the width of its input, `c // heads` and `3 * c`. See `specimen.py`.
 
 The stream is to lose what the heads and their dimensions do, or the share would not be that of a head any more.
 """
@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from attended import FUSED, NARROW, TOKENS, Size, alike, apart, attended, fused
+from attended import FUSED, NARROW, STREAM, TOKENS, Size, alike, apart, attended, fused
 from specimen import Net, parameter, registry
 from torch import Tensor, nn
 
@@ -112,6 +112,35 @@ def in_windows_as_wide_as_there_are_heads() -> Net:
 
     parts = {"stem": nn.Conv2d(3, 16, 3, padding=1), "head": nn.Linear(16, 3)}
     return Net(run, window=4, heads=4, qkv=nn.Linear(16, 48), proj=nn.Linear(16, 16), **parts)
+
+
+@specimen(shapes=TOKENS, least=FUSED)
+def projected_to_three_times_the_stream(s: Size = WIDE) -> Net:
+    """As in windows that are shifted once for all three; what comes of them has the width of theirs."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        qkv = torch.roll(net.qkv(x).view(b, n, 3 * c), 1, 1)
+        own = qkv.shape[-1] // 3
+        q, k, v = qkv.reshape(b, n, 3, net.heads, own // net.heads).permute(2, 0, 3, 1, 4)
+        return net.proj(((q @ k.mT * net.scale).softmax(-1) @ v).transpose(1, 2).reshape(b, n, own))
+
+    return attended(run, s, **fused(s))
+
+
+@specimen(shapes=TOKENS, least=f"{STREAM} q k q.weight/1 fewer norm v.weight/1")
+def keys_as_wide_as_what_they_are_made_of() -> Net:
+    """One attribute says the width of all heads, which stay, and that of `fewer`: half of it is no half by chance."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        fewer = net.norm(net.fewer(x).mT.reshape(b, net.inner, -1).mT)
+        q, k = (t.view(b, n, net.heads, net.inner // net.heads).transpose(1, 2) for t in (net.q(x), net.k(fewer)))
+        v = net.v(fewer)
+        return net.proj(sum((q[:, head] @ k[:, head].mT).softmax(-1) @ v for head in range(net.heads)))
+
+    parts = {"q": nn.Linear(48, 24), "k": nn.Linear(24, 24), "v": nn.Linear(24, 48), "proj": nn.Linear(48, 48)}
+    return attended(run, Size(2, 12, 48), inner=24, fewer=nn.Linear(48, 24), norm=nn.LayerNorm(24), **parts)
 
 
 SHARES |= {f"{one.name}_alike": alike(one) for one in SHARES.values() if one.build.__defaults__}  # type: ignore[attr-defined]

@@ -144,6 +144,13 @@ def test_products_of_different_numbers_of_factors_stay_whole() -> None:
     assert "split into axes in two ways" in found.pins[int(found.why[0])].reason
 
 
+def test_a_factor_that_is_held_makes_no_difference() -> None:
+    """0 is which (1) of three, a head (2) and a place (3); what comes of them, 4, is a head (5) and a place (6)."""
+    products = {0: (1, 2, 3), 4: (5, 6)}
+    found = resolve(ledger_of(7, [(0, 4)], products, [1], [0, 4]))
+    assert found.channels == 2 and found.of[2] == found.of[5] and found.of[3] == found.of[6]
+
+
 def test_a_product_that_is_its_own_factor_is_none_and_the_others_stay() -> None:
     """Places 0 to 3 are pairs (4, 5) times sides (6, 7), and are merged as if both sides were the pair: 0 is 4."""
     products = {0: (4, 6), 1: (4, 7), 2: (5, 6), 3: (5, 7)}

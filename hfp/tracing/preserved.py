@@ -49,6 +49,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 _CONTAINERS = (dict, list, set, deque)
+_PLAIN = {bool, int, float, str, type(None), nn.Parameter}
 
 
 def _save(value: Any, saved: dict[int, tuple[Any, Any]]) -> None:
@@ -61,7 +62,8 @@ def _save(value: Any, saved: dict[int, tuple[Any, Any]]) -> None:
     elif isinstance(value, _CONTAINERS) and id(value) not in saved:
         saved[id(value)] = value, dict(value) if isinstance(value, dict) else [*value]
         for entry in _flat(saved[id(value)][1]):
-            _save(entry, saved)
+            if type(entry) not in _PLAIN:
+                _save(entry, saved)
 
 
 def _flat(container: Any) -> Iterable[Any]:

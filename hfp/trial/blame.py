@@ -133,7 +133,10 @@ class Blame:
         return extents if sum(extent.found - extent.predicted for extent in extents) == more else []
 
     def _followed(self, at: int, ids: Tensor, found: int) -> tuple[Tensor, ...]:
-        """Labels that are as many as `ids`, and of which `found` are left; those met last come first."""
+        """Labels that are as many as `ids`, and of which `found` are left; those met last come first.
+
+        Then those that are so as often as they fit into `ids`: `view(b, n, 3 * c)`, with the c of what is projected.
+        """
         for step in self.dense[self.known : at + 1]:
             for other in reversed(step.touched):
                 self.met.pop(id(other), None)
@@ -141,9 +144,11 @@ class Blame:
         self.known = max(self.known, at)  # the next step may be met again
         # A length may be reckoned (as one head's share of a width) that stands on an axis of its own later on, there.
         later = (other for other in self._beside(at) if id(other) not in self.met)
-        others = (other for other in chain(reversed(self.met.values()), later) if other is not ids)
+        others = [other for other in chain(reversed(self.met.values()), later) if other is not ids]
         alike = (other for other in others if len(other) == len(ids) and self.cut.length(other) == found)
-        return tuple(islice(alike, 4))
+        times = ((other, len(ids) // len(other)) for other in others if len(other) and len(ids) % len(other) == 0)
+        several = (other.repeat(n) for other, n in times if n > 1 and self.cut.length(other) * n == found)
+        return tuple(islice(chain(alike, several), 4))
 
     def _shared(self, at: int, ids: Tensor, predicted: int, found: int) -> tuple[tuple[Tensor, Tensor], ...]:
         """Widths of which `found` is an equal share, each with the labels that `predicted` is such a share of."""
@@ -178,8 +183,15 @@ class Blame:
         parts, rest = divmod(len(width), max(len(share), 1))
         if parts < 2 or rest or self.cut.length(width) == len(width):
             return set()
-        counted = (ids for ids in self.cut.table.attributes.values() if len(ids) == parts)
-        return {parts, *(len(live(ids, self.cut.stays)) for ids in counted)} - {0}
+        return {parts, *self._counted[parts]} - {0}
+
+    @cached_property
+    def _counted(self) -> dict[int, set[int]]:
+        """What attributes count -> what they count in the cut network."""
+        counted: dict[int, set[int]] = defaultdict(set)
+        for ids in self.cut.table.attributes.values():
+            counted[len(ids)].add(len(live(ids, self.cut.stays)))
+        return counted
 
     def _beside(self, at: int) -> Iterable[Tensor]:
         """The labels that the module meets whose operator is step `at`."""

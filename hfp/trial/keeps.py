@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import permutations
+from itertools import combinations, groupby
 
 import torch
 from torch import Tensor
 
 from hfp.channels import ChannelTable
+from hfp.labels import FIXED, unique_rows
 
 SMALL = 3  # groups of so few channels are told apart by which of them are cut at all
 MOST_PARTS = 4
@@ -24,19 +25,12 @@ def keeps(table: ChannelTable) -> Iterator[Tensor]:
     look right by chance. Where there are more groups than numbers, it takes several parts to tell them apart. The last
     of these is spared where the fewest channels, and one or two more of some groups, tell apart what is left.
 
-    Nor is an equal share of a width (`width // heads`) to be as long as each head by chance: where it is so in all of
-    these parts, there is another one.
-
     Where the gated network is scaled by the share of some channels, these stay whole in one part: a factor that the
     code reckons from others changes all the same.
     """
     parts = _parts(table)
     more = _more(table, parts - 1) if parts > 1 else None
-    numbers = [*range(parts if more is None else parts - 1)]
-    if all(_shared_by_chance(table, number) for number in numbers):
-        others = range(parts, parts + MOST_PARTS)
-        numbers += [number for number in others if not _shared_by_chance(table, number)][:1]
-    for number in numbers:
+    for number in range(parts if more is None else parts - 1):
         yield random_part(table, number)
     scaled = _scaled(table)
     if bool(scaled.any()):
@@ -84,38 +78,48 @@ def _numbers(width: int, least: int) -> list[int]:
     # Two at least, where that is a cut: a single channel is not followed by name (see `hfp.trial.cut`).
     least = max(least, 2 if width > 2 else 1)
     numbers = range(least, width + 1 if width <= SMALL else max(least + 1, width))
-    return sorted(numbers, key=lambda n: (not _is_prime(n) or width % n == 0, abs(n - width / 2)))[:64]
+    return sorted(numbers, key=lambda n: (not _is_better(n, width), abs(n - width / 2)))[:64]
 
 
-def _is_prime(number: int) -> bool:
-    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+def _is_better(number: int, width: int) -> bool:
+    return number > 1 and width % number != 0 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
 
 
 def _counts(table: ChannelTable, number: int) -> list[int]:
     """How many channels of each group are left in a random part."""
-    met: Counter[int] = Counter()
-    counts = []
-    for group in table.groups:
-        numbers = _numbers(group.width, group.least)
-        counts.append(numbers[met[group.width] // len(numbers) ** number % len(numbers)])
-        met[group.width] += 1
+    widths, factors = [group.width for group in table.groups], _factors(table)
+    counts = [0 for _ in widths]
+    for width, groups in groupby(sorted(range(len(widths)), key=widths.__getitem__), key=widths.__getitem__):
+        chance = _shared_by_chance(width, list(zip(widths, counts, strict=True)), factors)
+        for met, group in enumerate(groups):
+            numbers = sorted(
+                _numbers(width, table.groups[group].least), key=lambda n: (not _is_better(n, width), n in chance)
+            )
+            counts[group] = numbers[met // len(numbers) ** number % len(numbers)]
     return counts
 
 
-def _shared_by_chance(table: ChannelTable, number: int) -> bool:
-    """Whether a width that is shared out (`width // heads`) looks as long as each head, though it does not follow."""
-    counts = _counts(table, number)
-    left = defaultdict[int, set[int]](set)
-    for group, count in zip(table.groups, counts, strict=True):
-        left[group.width].add(count)
-    # The groups that make up products, such as heads and the places in each.
-    factors = {tuple(pair) for pair in table.group_of[table.products].tolist()} if len(table.products) else set()
-    return any(
-        count // counts[heads] == counts[places]
-        for pair in factors
-        for heads, places in permutations(pair, 2)
-        for count in left.get(table.groups[heads].width * table.groups[places].width, ())
-    )
+def _shared_by_chance(width: int, left: Sequence[tuple[int, int]], factors: list[list[int]]) -> set[int]:
+    """How many channels of this width, shared out (`width // heads`), look as many as are left of narrower groups.
+
+    `left`: of each group its width, and how many are left, 0 if that is not known yet. There may be a fixed number of
+    heads, or a group of them: `factors` are the groups that make up products.
+    """
+    found = set[int]()
+    for narrow, some in set(left):
+        shares = width // narrow
+        if some and narrow * shares == width:
+            found.update(range(some * shares, some * shares + shares))
+    for a, b in (pair for groups in factors for pair in combinations(groups, 2)):
+        if left[a][0] * left[b][0] == width:
+            found.update(range(product := left[a][1] * left[b][1], product + max(left[a][1], left[b][1])))
+    return found
+
+
+def _factors(table: ChannelTable) -> list[list[int]]:
+    """Of each kind of product (a head and a place in it), the groups of its factors."""
+    rows, _ = unique_rows(torch.where(table.products == FIXED, FIXED, table.group_of[table.products]))
+    return [[group for group in row if group != FIXED] for row in rows.tolist()]
 
 
 def _parts(table: ChannelTable) -> int:

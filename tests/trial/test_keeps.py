@@ -7,6 +7,7 @@ from itertools import combinations, permutations
 
 import pytest
 import torch
+from specimen import Net
 from torch import nn
 
 import hfp
@@ -55,6 +56,29 @@ def test_the_share_of_one_width_is_no_power_of_that_of_another() -> None:
     shares = [Fraction(left, width) for left, width in zip(counts(chain(widths))[0], widths, strict=True)]
     for a, b in permutations(shares, 2):
         assert a != b and a != b**2 and a != b**4
+
+
+@pytest.mark.parametrize("widths", [[24, 12], [12, 48, 24], [16, 48], [8, 64, 32, 16], [20, 60, 30, 10]])
+def test_a_share_of_one_width_is_not_all_that_is_left_of_another(widths: list[int]) -> None:
+    """So that `width // heads` is not taken to follow what has a width of its own."""
+    first = counts(chain(widths))[0]
+    for (wide, left), (narrow, fewer) in permutations(zip(widths, first, strict=True), 2):
+        assert wide <= narrow or wide % narrow or left // (wide // narrow) != fewer
+
+
+@pytest.mark.parametrize("heads, places", [(2, 3), (4, 4), (3, 8), (12, 64)])
+def test_nor_is_the_share_of_the_heads_that_are_left(heads: int, places: int) -> None:
+    qkv, out = nn.Linear(heads * places, 3 * heads * places), nn.Linear(heads * places, 2)
+
+    def attention(net: Net, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = net.qkv(net.embed(x)).reshape(*x.shape[:2], 3, net.heads, -1).permute(2, 0, 3, 1, 4)
+        return net.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    table = hfp.trace(
+        Net(attention, embed=nn.Linear(3, heads * places), heads=heads, qkv=qkv, out=out), torch.rand(1, 5, 3)
+    )
+    stream, *factors = sorted((int(random_part(table)[group.channels].sum()) for group in table.groups), reverse=True)
+    assert len(factors) == 2 and all(stream // one != other for one, other in permutations(factors))
 
 
 @pytest.mark.parametrize("widths", [[2, 3, 4, 5], [12] * 12, [4] * 60, [3] * 9, [2] * 9])
