@@ -478,3 +478,19 @@ def normalised_streams_by_a_vector() -> Net:
         return net.o((net.norm(torch.stack([h, h.tanh()], 1).transpose(1, 2)) @ net.q).flatten(1))
 
     return Net(run, a=nn.Linear(3, 6), norm=nn.LayerNorm(6), q=parameter(6), o=nn.Linear(10, 4))
+
+
+@specimen(shapes=ROWS, least="shift/0 last/0 last/1 a/0 a/1 b/0 b/1 c/0 d/0 head.weight/1")
+def weights_of_one_length_scaled_by_its_root() -> Net:
+    """As in EDM2. Two widths are concatenated whose shares, in the first trial, come to that of `last` by chance."""
+
+    def forced(weight: Tensor) -> Tensor:
+        return F.normalize(weight, dim=1) * weight.shape[1] ** 0.5
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        both = torch.cat((F.linear(x, net.c), F.linear(x, net.d)), -1)
+        last = F.linear(both, forced(net.last), net.shift).relu()
+        return net.head(F.linear(F.linear(last, forced(net.a)).relu(), forced(net.b)))
+
+    inner = {"a": parameter(32, 32), "b": parameter(32, 32), "last": parameter(32, 64)}
+    return Net(run, shift=parameter(32), **inner, c=parameter(32, 7), d=parameter(32, 7), head=nn.Linear(32, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -26,7 +27,8 @@ def keeps(table: ChannelTable) -> Iterator[Tensor]:
     of these is spared where the fewest channels, and one or two more of some groups, tell apart what is left.
 
     Where the gated network is scaled by the share of some channels, these stay whole in one part: a factor that the
-    code reckons from others changes all the same.
+    code reckons from others changes all the same. Where most groups are such, there is a part of other numbers as well:
+    the shares of two that are concatenated come to that of a third by chance.
     """
     parts = _parts(table)
     more = _more(table, parts - 1) if parts > 1 else None
@@ -35,12 +37,17 @@ def keeps(table: ChannelTable) -> Iterator[Tensor]:
     scaled = _scaled(table)
     if bool(scaled.any()):
         yield random_part(table) | scaled
+        if len(table.group_of[scaled].unique()) > len(table.groups) / 2:
+            yield random_part(table, None)
     yield smallest_cut(table, more)
 
 
-def random_part(table: ChannelTable, number: int = 0) -> Tensor:
-    """(channels,) bool: about half of every group, the same at every call; other groups differ in other `number`s."""
-    generator = torch.Generator().manual_seed(number)
+def random_part(table: ChannelTable, number: int | None = 0) -> Tensor:
+    """(channels,) bool: about half of every group, the same at every call; other groups differ in other `number`s.
+
+    None: any numbers of channels.
+    """
+    generator = torch.Generator().manual_seed(number or 0)
     keep = torch.zeros(table.channels, dtype=torch.bool)
     for group, some in zip(table.groups, _counts(table, number), strict=True):
         keep[group.channels[torch.randperm(group.width, generator=generator)[:some]]] = True
@@ -85,8 +92,11 @@ def _is_better(number: int, width: int) -> bool:
     return number > 1 and width % number != 0 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
 
 
-def _counts(table: ChannelTable, number: int) -> list[int]:
+def _counts(table: ChannelTable, number: int | None) -> list[int]:
     """How many channels of each group are left in a random part."""
+    if number is None:
+        draw = random.Random(0)
+        return [draw.choice(_numbers(group.width, group.least)) for group in table.groups]
     widths, factors = [group.width for group in table.groups], _factors(table)
     counts = [0 for _ in widths]
     for width, groups in groupby(sorted(range(len(widths)), key=widths.__getitem__), key=widths.__getitem__):

@@ -7,6 +7,7 @@ from itertools import combinations, permutations
 
 import pytest
 import torch
+from normalisers import NORMALISERS
 from specimen import Net
 from torch import nn
 
@@ -79,6 +80,15 @@ def test_nor_is_the_share_of_the_heads_that_are_left(heads: int, places: int) ->
     )
     stream, *factors = sorted((int(random_part(table)[group.channels].sum()) for group in table.groups), reverse=True)
     assert len(factors) == 2 and all(stream // one != other for one, other in permutations(factors))
+
+
+def test_two_widths_are_no_share_of_a_third_in_all_parts() -> None:
+    """As their shares are in the first of them, since the numbers are primes around the half."""
+    table = hfp.trace(NORMALISERS["weights_of_one_length_scaled_by_its_root"].model(), torch.rand(2, 5, 7))
+    every = counts(table)
+    assert [group.width for group in table.groups] == [32] * 5
+    assert every[0][3] + every[0][4] == 2 * every[0][0]
+    assert any(trial[3] + trial[4] != 2 * trial[0] for trial in every if max(trial) < 32)
 
 
 @pytest.mark.parametrize("widths", [[2, 3, 4, 5], [12] * 12, [4] * 60, [3] * 9, [2] * 9])
