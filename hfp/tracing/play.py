@@ -43,15 +43,17 @@ class WritesToHolder(Exception):
     """The forward has written to what it was given a copy of; it is to be run again, now that this is known."""
 
 
-def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, training: bool) -> None:
+def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, training: int | None) -> None:
     """One forward under `functions` and its watcher; `shadows`: name -> tensor. Outputs are pinned.
+
+    `training`: in that mode, with the inputs of so many axes at least in a batch of two; None for evaluation mode.
 
     Raises WritesToHolder.
     """
     device = next(iter(shadows.values())).device if functions.watcher.real else torch.device("meta")
     args, kwargs = placed(subject.inputs, device)
-    if training:  # batch norm wants more than one value per channel: a batch of two, where the first axis is a batch
-        args, kwargs = tree_map(_doubled, (args, kwargs))
+    if training is not None:
+        args, kwargs = in_twos((args, kwargs), training)
     swapped = {alias: shadows[name] for alias, name in subject.names.aliases.items()}
     model = subject.model
     with (
@@ -63,7 +65,7 @@ def play(subject: Subject, shadows: dict[str, Tensor], functions: Functions, *, 
         eagerly(),
         unremembered(),
     ):
-        set_mode(model, training)
+        set_mode(model, training is not None)
         marked = mark(subject.names.modules, subject.span, subject.written)
         for module in model.modules():
             if rule_of(module) is not None and "forward" not in vars(module):
@@ -105,5 +107,15 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _doubled(value: Any) -> Any:
-    return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == 1 else value
+def in_twos(inputs: Arguments, axes: int) -> Arguments:
+    """Tensors of a batch of one in a batch of two, since batch norm wants more than one value per channel in training.
+
+    Tensors of fewer than `axes` axes stay: one of a single number may be a time step for each example, or a strength.
+    """
+    args, kwargs = tree_map(lambda value: torch.cat([value, value]) if is_one(value, axes) else value, inputs)
+    return args, kwargs
+
+
+def is_one(value: Any, axes: int) -> bool:
+    """Whether it is a tensor of at least so many axes that may be a batch of one."""
+    return isinstance(value, Tensor) and value.dim() >= axes and value.shape[0] == 1

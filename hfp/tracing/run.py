@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from hfp.labels import Labels, Ledger
 from hfp.model.ambient import as_set
@@ -32,7 +32,7 @@ from hfp.tracing.functions import Around, Functions, mapped
 from hfp.tracing.modes import Modes
 from hfp.tracing.numbering import numbered
 from hfp.tracing.operands import Operand
-from hfp.tracing.play import Subject, WritesToHolder, play
+from hfp.tracing.play import Subject, WritesToHolder, is_one, play
 from hfp.tracing.position import Position, Site
 from hfp.tracing.preserved import preserved, set_mode
 from hfp.tracing.ptflops_count import PtflopsCounter
@@ -82,6 +82,8 @@ class Run:
     """Whether it mentions what says how many channels there are (see `hfp.tracing.sizes`)."""
     operands: list[Operand]
     """Arguments in which removed channels have to be hidden; their channels are ids of the ledger."""
+    twos: int = 1
+    """Inputs of so many axes are in a batch of two in training mode (`hfp.tracing.play.in_twos`)."""
     told: list[tuple[Tensor, tuple[str, str]]] = field(default_factory=list)
     """(ids, (module, attribute) that was asked to be their number)."""
 
@@ -108,6 +110,14 @@ class NeedsValues(ValueError):
     """The model's code looks at the values of tensors, or does not run on shapes alone for another reason."""
 
 
+class OneInTwos(Exception):
+    """The forward in training mode fails on inputs in a batch of two; those of so many axes may be no batch."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__(axes)
+        self.axes = axes
+
+
 def needs_values(error: Exception) -> bool:
     """Whether this is what PyTorch says when it is to read a value off a shape."""
     told = r"\bmeta\b|no fake impl|data is not allocated yet|expected sparse"
@@ -120,12 +130,14 @@ def run(subject: Subject, ptflops: bool) -> Run:
     They run on shapes alone, where that is possible; else on the numbers of the model and the example inputs.
     `ptflops`: whether its count is wanted as well.
     """
-    real = False
+    real, twos = False, 1
     while True:
         try:
-            return _run(subject, ptflops, real)
+            return _run(subject, ptflops, real, twos)
         except WritesToHolder:
             pass  # again: each time more is known of what it writes to
+        except OneInTwos as error:
+            twos = error.axes + 1
         except NeedsValues:
             if real or not subject.names.tensors:
                 raise
@@ -144,10 +156,10 @@ def _shadows(subject: Subject, real: bool) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors}
 
 
-def _run(subject: Subject, ptflops: bool, real: bool) -> Run:
+def _run(subject: Subject, ptflops: bool, real: bool, twos: int) -> Run:
     shadows = _shadows(subject, real)
     ledger = numbered(subject.names, shadows)
-    seen = Run(ledger, steps={}, real=real, calls={}, entered={}, sized={}, reads_widths=False, operands=[])
+    seen = Run(ledger, steps={}, real=real, calls={}, entered={}, sized={}, reads_widths=False, operands=[], twos=twos)
     alike = _watch_evaluation(subject, shadows, seen, ptflops)
     seen.reads_widths = reads_widths(subject.model, {name.partition(".")[0] for _, name in ledger.attributes})
     if not alike or seen.reads_widths or seen.sized[False]:  # a trial is told more by a training run, of a batch of two
@@ -225,6 +237,8 @@ def _watch_training(subject: Subject, shadows: dict[str, Tensor], seen: Run) -> 
                 raise explained from error
             finally:
                 del explained
+        if ones := [value.dim() for value in tree_leaves(subject.inputs) if is_one(value, seen.twos)]:
+            raise OneInTwos(min(ones)) from None
         seen.ledger.notes.append(
             f"the forward in training mode could not be run on the example inputs ({first_line(error)}); "
             "its channels are those of evaluation mode"
@@ -237,7 +251,7 @@ def _play_noted(
 ) -> None:
     calls: dict[Site, Called] = {}
     functions = Functions(watcher, training, _recorder(watcher, taken, calls, seen))
-    play(subject, shadows, functions, training=training)
+    play(subject, shadows, functions, training=seen.twos if training else None)
     watcher.note_replaced(shadows)
     entered = watcher.position.calls
     seen.steps[training], seen.calls[training], seen.entered[training] = taken, calls, entered

@@ -124,7 +124,7 @@ class _Trial:
     def __init__(self, subject: Subject, seen: Run, cut: Cut, training: bool) -> None:
         self.subject, self.cut, self.training = subject, cut, training
         self.dense, self.calls = seen.steps[training], seen.calls[training]
-        self.real = seen.real
+        self.real, self.twos = seen.real, seen.twos
         self.shadows = cut.shadows(subject.names.tensors)
         self.scalings = {o.site: o for o in cut.table.operands if o.how == "power" and o.training == training}
         self.site: Site | None = None  # of the function that is running
@@ -145,7 +145,7 @@ class _Trial:
         device = next(iter(self.subject.names.tensors.values())).device if self.real else None
         functions = Functions(self.watcher, self.training, self._around, device)
         try:
-            play(self.subject, self.shadows, functions, training=self.training)
+            play(self.subject, self.shadows, functions, training=self.twos if self.training else None)
             if self.astray is not None or self._expected() is not None:
                 self._misfit(self._expected(), self.astray[0] if self.astray else "ends early")
         except RuleError:

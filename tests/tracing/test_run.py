@@ -6,6 +6,7 @@ import copy
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -327,3 +328,36 @@ def test_what_other_threads_run_meanwhile_is_theirs() -> None:
         return len(calls)
 
     assert forwards(beside=True) == forwards(beside=False)
+
+
+def modulated(run: Callable[[Any, Tensor, Tensor], Tensor]) -> Net:
+    parts = {"x": nn.Linear(4, 8), "norm": nn.BatchNorm1d(8), "t": nn.Linear(1, 16), "y": nn.Linear(8, 5)}
+    return Net(run, **parts)
+
+
+def by_time(net: Any, x: Tensor, t: Tensor) -> Tensor:
+    """As in diffusion transformers: a shift and a scale for each example."""
+    shift, scale = net.t(t[:, None]).reshape(x.shape[0], 2, -1).chunk(2, 1)
+    return net.y(net.norm(net.x(x).mT).mT * scale + shift)
+
+
+def by_strength(net: Any, x: Tensor, t: Tensor) -> Tensor:
+    """The same for all examples."""
+    shift, scale = net.t(t).chunk(2)
+    return net.y(net.norm(net.x(x).mT).mT * scale * t + shift)
+
+
+def by_example(net: Any, x: Tensor, t: Tensor) -> Tensor:
+    (example,) = x
+    return net.y(net.x(example)) * t
+
+
+@pytest.mark.parametrize("run", [by_time, by_strength, by_example])
+def test_what_may_be_in_a_batch_of_two(run: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+    """One number: a step of time for each example, or a strength for all; and code for one example alone."""
+    net = modulated(run)
+    table = hfp.trace(net, (torch.rand(1, 6, 4), torch.rand(1)))
+    assert not any("training mode" in note for note in table.notes)
+    assert {(line.tensor, line.dim) for line in table.pinned} == {("y.weight", 0)}
+    assert max(group.width for group in table.groups) == 8
+    assert hfp.verify(net, table) < 1e-5
