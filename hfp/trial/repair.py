@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -170,6 +171,8 @@ class Repairs:
         self.refused |= {repair.attribute for _, repair in refused if repair.attribute is not None}
         if refused:
             self.kept = [r for r in self.kept if r.attribute is None or r.attribute not in self.refused]
+            for key, (_, repair) in self.trying.items():  # later: what is right without these comes first
+                self.left[key] = chain([repair], self.left[key])
             self.trying = {}
         return bool(refused)
 
@@ -296,9 +299,10 @@ class Repairs:
                 path, name = repair.attribute
                 if _within(misfit.place.module, path) and misfit.key in self._asks(name, {path}, table):
                     yield Repair(extent.ids, repair.attribute, sure=True)
-            yield from ties
             if isinstance(extent.found, Reckoned):
                 yield from self._made_of(extent.found, misfit, near)
+            yield from ties
+            if isinstance(extent.found, Reckoned):
                 yield from self._multiples(extent.found, extent)
             yield from self._shares(extent)
 
