@@ -128,6 +128,35 @@ def projected_to_three_times_the_stream(s: Size = WIDE) -> Net:
     return attended(run, s, **fused(s))
 
 
+@specimen(shapes=TOKENS, least=FUSED)
+def merged_by_an_attribute_of_its_own() -> Net:
+    """As in Conformers of SpeechBrain: values have a head dimension of their own, as large as that of keys."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = net.qkv(x).view(len(x), -1, net.heads, net.dim * 3).transpose(1, 2).chunk(3, -1)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
+        return net.proj(out.view(len(x), -1, net.own * net.heads))
+
+    return attended(run, WIDE, own=8, **fused(WIDE))
+
+
+@specimen(shapes=((2, 6, 7), (2, 5, 40)), least="embed norm_by norm_by.weight/1 head.weight/1 out")
+def pooled_by_shares_of_the_input() -> Net:
+    """Heads that share out the input have to stay; what else was tried meanwhile, for a norm, comes later."""
+
+    def forward(net: Net, x: Tensor, text: Tensor) -> Tensor:
+        share = text.size(2) // net.heads
+        k, v = net.kv(text).unflatten(2, (2, net.heads, share)).transpose(1, 3).unbind(2)
+        q = net.q(text[:, 0]).unflatten(1, (net.heads, share)).unsqueeze(2)
+        pooled = torch.nn.functional.scaled_dot_product_attention(q, k, v).squeeze(2).flatten(1, 2)
+        scale, shift = net.norm_by(net.out(pooled)).unsqueeze(1).chunk(2, -1)
+        return net.head(net.norm(net.embed(x)) * (1 + scale) + shift)
+
+    parts = {"embed": nn.Linear(7, 32), "norm": nn.LayerNorm(32, elementwise_affine=False), "head": nn.Linear(32, 3)}
+    parts |= {"q": nn.Linear(40, 40), "kv": nn.Linear(40, 80), "out": nn.Linear(40, 32), "norm_by": nn.Linear(32, 64)}
+    return Net(forward, heads=8, **parts)
+
+
 @specimen(shapes=TOKENS, least=f"{STREAM} q k q.weight/1 fewer norm v.weight/1")
 def keys_as_wide_as_what_they_are_made_of() -> Net:
     """One attribute says the width of all heads, which stay, and that of `fewer`: half of it is no half by chance."""

@@ -31,8 +31,8 @@ class Blame:
 
     def __init__(self, cut: Cut, dense: Sequence[Step], constants: Sequence[Tensor]) -> None:
         self.cut, self.dense, self.constants = cut, dense, constants
-        self.met: dict[int, Tensor] = {}
-        """The labels of the first `known` steps, in the order in which they were met last."""
+        self.met: dict[tuple[int, int], dict[int, Tensor]] = defaultdict(dict)
+        """(length, how many are left) -> such labels of the first `known` steps, by identity, those met last last."""
         self.known = 0
 
     def meeting(self, at: int) -> tuple[Tensor, ...]:
@@ -139,28 +139,33 @@ class Blame:
         """
         for step in self.dense[self.known : at + 1]:
             for other in reversed(step.touched):
-                self.met.pop(id(other), None)
-                self.met[id(other)] = other
+                same = self.met[self._size(other)]
+                same.pop(id(other), None)
+                same[id(other)] = other
         self.known = max(self.known, at)  # the next step may be met again
+        size = len(ids), found
+        met = (other for other in reversed(self.met[size].values()) if other is not ids)
         # A length may be reckoned (as one head's share of a width) that stands on an axis of its own later on, there.
-        later = (other for other in self._beside(at) if id(other) not in self.met)
-        others = [other for other in chain(reversed(self.met.values()), later) if other is not ids]
-        alike = (other for other in others if len(other) == len(ids) and self.cut.length(other) == found)
-        times = ((other, len(ids) // len(other)) for other in others if len(other) and len(ids) % len(other) == 0)
-        several = (other.repeat(n) for other, n in times if n > 1 and self.cut.length(other) * n == found)
-        return tuple(islice(chain(alike, several), 4))
+        later = (o for o in self._beside(at) if self._size(o) == size and id(o) not in self.met[size] and o is not ids)
+        several = (
+            other.repeat(len(ids) // length)
+            for (length, left), others in self.met.items()
+            if 0 < length < len(ids) and len(ids) % length == 0 and left * (len(ids) // length) == found
+            for other in reversed(others.values())
+        )
+        return tuple(islice(chain(met, later, several), 4))
 
     def _shared(self, at: int, ids: Tensor, predicted: int, found: int) -> tuple[tuple[Tensor, Tensor], ...]:
         """Widths of which `found` is an equal share, each with the labels that `predicted` is such a share of."""
-        pairs = []
-        for width in reversed(self.met.values()):
-            shares = {parts for parts in self._parts_of(width, ids) if self.cut.length(width) // parts == found}
-            pairs += [
-                (width, other)
-                for other in (self._beside(at) if shares else ())
-                if len(other) == len(width) and self.cut.length(other) in {parts * predicted for parts in shares}
-            ]
-        return tuple(pairs[:4])
+        pairs = (
+            (width, other)
+            for (length, left), widths in self.met.items()
+            if (shares := {parts for parts in self._parts_of(length, left, len(ids)) if left // parts == found})
+            for width in reversed(widths.values())
+            for other in self._beside(at)
+            if len(other) == length and self.cut.length(other) in {parts * predicted for parts in shares}
+        )
+        return tuple(islice(pairs, 4))
 
     def reckoned(self, at: int, factor: float) -> Extent | None:
         """The width from an equal share of which a factor was reckoned, such as `(width // heads) ** -0.5`.
@@ -169,7 +174,7 @@ class Blame:
         """
         beside = [*{self.cut.key(ids): ids for ids in self._beside(at)}.values()]
         for share, width in product(beside, beside):
-            for parts in self._parts_of(width, share):
+            for parts in self._parts_of(*self._size(width), len(share)):
                 length = self.cut.length(width) // parts
                 even = self.cut.length(share) * parts
                 others = [ids for ids in beside if len(ids) == len(width) and self.cut.length(ids) == even]
@@ -178,12 +183,14 @@ class Blame:
                     return Extent(-1, width, len(width), left, left, (), shared=pairs)
         return None
 
-    def _parts_of(self, width: Tensor, share: Tensor) -> set[int]:
-        """In how many parts of the length of a share the width may be divided in the cut network; in none if whole."""
-        parts, rest = divmod(len(width), max(len(share), 1))
-        if parts < 2 or rest or self.cut.length(width) == len(width):
-            return set()
-        return {parts, *self._counted[parts]} - {0}
+    def _parts_of(self, length: int, left: int, share: int) -> set[int]:
+        """In how many parts of the length of a share a width may be divided in the cut network; in none if whole."""
+        parts, rest = divmod(length, max(share, 1))
+        return set() if parts < 2 or rest or left == length else {parts, *self._counted[parts]} - {0}
+
+    def _size(self, ids: Tensor) -> tuple[int, int]:
+        """How many there are, and how many are left."""
+        return len(ids), self.cut.length(ids)
 
     @cached_property
     def _counted(self) -> dict[int, set[int]]:
