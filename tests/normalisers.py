@@ -492,5 +492,5 @@ def weights_of_one_length_scaled_by_its_root() -> Net:
         last = F.linear(both, forced(net.last), net.shift).relu()
         return net.head(F.linear(F.linear(last, forced(net.a)).relu(), forced(net.b)))
 
-    inner = {"a": parameter(32, 32), "b": parameter(32, 32), "last": parameter(32, 64)}
-    return Net(run, shift=parameter(32), **inner, c=parameter(32, 7), d=parameter(32, 7), head=nn.Linear(32, 4))
+    inner = {"a": parameter(32, 32), "d": parameter(32, 7), "b": parameter(32, 32), "last": parameter(32, 64)}
+    return Net(run, c=parameter(32, 7), **inner, shift=parameter(32), head=nn.Linear(32, 4))

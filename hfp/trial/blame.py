@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice, product
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hfp.cutting.surgery import live
-from hfp.labels import ANY, FIXED, Labels, prunable
+from hfp.labels import ANY, FIXED, Labels, Ledger, prunable
 from hfp.rules.call import values_in
 from hfp.rules.mixers import MIXERS
 from hfp.rules.pointwise import POINTWISE
@@ -29,8 +29,8 @@ from hfp.trial.misfit import Extent, Misfit
 class Blame:
     """Looks into the record of a dense run for what is to blame in a cut one."""
 
-    def __init__(self, cut: Cut, dense: Sequence[Step], constants: Sequence[Tensor]) -> None:
-        self.cut, self.dense, self.constants = cut, dense, constants
+    def __init__(self, cut: Cut, dense: Sequence[Step], ledger: Ledger) -> None:
+        self.cut, self.dense, self.ledger = cut, dense, ledger
         self.met: dict[tuple[int, int], dict[int, Tensor]] = defaultdict(dict)
         """(length, how many are left) -> such labels of the first `known` steps, by identity, those met last last."""
         self.known = 0
@@ -128,7 +128,7 @@ class Blame:
 
     def _constants(self, axis: int, ids: Tensor, more: int) -> list[Extent]:
         """The constants along an axis that is longer than predicted, if that is since they are as long as before."""
-        within = [own for own in self.constants if bool(torch.isin(own, ids).all())]
+        within = [own for own in self.ledger.constants if bool(torch.isin(own, ids).all())]
         extents = [Extent(axis, own, len(own), self.cut.length(own), len(own), ()) for own in within]
         return extents if sum(extent.found - extent.predicted for extent in extents) == more else []
 
@@ -148,12 +148,28 @@ class Blame:
         # A length may be reckoned (as one head's share of a width) that stands on an axis of its own later on, there.
         later = (o for o in self._beside(at) if self._size(o) == size and id(o) not in self.met[size] and o is not ids)
         several = (
-            other.repeat(len(ids) // length)
+            other[places]
             for (length, left), others in self.met.items()
             if 0 < length < len(ids) and len(ids) % length == 0 and left * (len(ids) // length) == found
+            for places in self._repeated(length, ids)
             for other in reversed(others.values())
         )
         return tuple(islice(chain(met, later, several), 4))
+
+    def _repeated(self, length: int, ids: Tensor) -> Iterator[Tensor]:
+        """Which of `length` places each of `ids` may be at, where these are so many places several times over.
+
+        All after the other, or each by itself. Where `ids` have factors, such as (which of three, head, place), one of
+        these has to say which time it is.
+        """
+        times, factors = len(ids) // length, self.ledger.factors_of(ids)
+        for places in (torch.arange(length).repeat(times), torch.arange(length).repeat_interleave(times)):
+            if factors is not None:
+                rows = factors[places.argsort(stable=True)].reshape(length, times, -1)
+                differ = (rows != rows[:, :1]).flatten(0, 1).any(0)
+                if any(len(column.unique()) != times for column in factors.T[differ]):
+                    continue
+            yield places
 
     def _shared(self, at: int, ids: Tensor, predicted: int, found: int) -> tuple[tuple[Tensor, Tensor], ...]:
         """Widths of which `found` is an equal share, each with the labels that `predicted` is such a share of."""

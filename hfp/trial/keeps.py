@@ -80,12 +80,13 @@ def _numbers(width: int, least: int) -> list[int]:
     """How many channels of a group may be left in a random part, the best first: primes, the nearest to half of them.
 
     A prime over a width that it does not divide is no power of another such share: so a factor that the model's code
-    reckons from one width (half of its heads) is not taken for one reckoned from another (half of each head).
+    reckons from one width (half of its heads) is not taken for one reckoned from another (half of each head). Above the
+    half first: code checks that two equal parts together are more than one of them was.
     """
     # Two at least, where that is a cut: a single channel is not followed by name (see `hfp.trial.cut`).
     least = max(least, 2 if width > 2 else 1)
     numbers = range(least, width + 1 if width <= SMALL else max(least + 1, width))
-    return sorted(numbers, key=lambda n: (not _is_better(n, width), abs(n - width / 2)))[:64]
+    return sorted(numbers, key=lambda n: (not _is_better(n, width), n < width / 2, abs(n - width / 2)))[:64]
 
 
 def _is_better(number: int, width: int) -> bool:

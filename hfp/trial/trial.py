@@ -135,7 +135,7 @@ class _Trial:
         # which lengths differ. What counts is its end.
         self.astray: tuple[str, Sequence[Extent]] | None = None
         self.found: list[Misfit] = []
-        self.blame = Blame(cut, self.dense, seen.ledger.constants)
+        self.blame = Blame(cut, self.dense, seen.ledger)
         self.lengths = scaling.Lengths(self.dense, cut)
 
     def run(self) -> list[Misfit]:

@@ -82,13 +82,18 @@ def test_nor_is_the_share_of_the_heads_that_are_left(heads: int, places: int) ->
     assert len(factors) == 2 and all(stream // one != other for one, other in permutations(factors))
 
 
+def test_two_equal_parts_are_as_long_as_one_was() -> None:
+    """Code may check that: as RAFT does of the state and the context that it splits off one layer."""
+    assert all(left > 64 for left in counts(chain([128] * 12))[0])
+
+
 def test_two_widths_are_no_share_of_a_third_in_all_parts() -> None:
     """As their shares are in the first of them, since the numbers are primes around the half."""
     table = hfp.trace(NORMALISERS["weights_of_one_length_scaled_by_its_root"].model(), torch.rand(2, 5, 7))
     every = counts(table)
     assert [group.width for group in table.groups] == [32] * 5
-    assert every[0][3] + every[0][4] == 2 * every[0][0]
-    assert any(trial[3] + trial[4] != 2 * trial[0] for trial in every if max(trial) < 32)
+    assert every[0][0] + every[0][3] == 2 * every[0][2]
+    assert any(trial[0] + trial[3] != 2 * trial[2] for trial in every if max(trial) < 32)
 
 
 @pytest.mark.parametrize("widths", [[2, 3, 4, 5], [12] * 12, [4] * 60, [3] * 9, [2] * 9])
