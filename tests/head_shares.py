@@ -128,6 +128,22 @@ def projected_to_three_times_the_stream(s: Size = WIDE) -> Net:
     return attended(run, s, **fused(s))
 
 
+@specimen(shapes=((2, 4, 4, 7),), least=f"{STREAM} v.weight/1 v")
+def windows_around_each_pixel() -> Net:
+    """As in VOLO: nine times the stream, each channel with its nine places beside each other."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        b, height, width, c = x.shape
+        heads = net.heads
+        v = torch.nn.functional.unfold(net.v(x).permute(0, 3, 1, 2), 3, padding=1)
+        v = v.reshape(b, heads, c // heads, 9, height * width).permute(0, 1, 4, 3, 2)
+        scores = net.scores(x).reshape(b, height * width, heads, 9, 9).permute(0, 2, 1, 3, 4).softmax(-1)
+        out = (scores @ v).permute(0, 1, 4, 3, 2).reshape(b, c * 9, height * width)
+        return net.proj(torch.nn.functional.fold(out, (height, width), 3, padding=1).permute(0, 2, 3, 1))
+
+    return attended(run, WIDE, v=nn.Linear(32, 32), scores=nn.Linear(32, 4 * 81))
+
+
 @specimen(shapes=TOKENS, least=FUSED)
 def merged_by_an_attribute_of_its_own() -> Net:
     """As in Conformers of SpeechBrain: values have a head dimension of their own, as large as that of keys."""
