@@ -280,8 +280,7 @@ class Repairs:
         extent = misfit.extent
         ties = () if extent is None else [Repair(extent.ids, others=others) for others in extent.followed]
         if extent is None:
-            for ids in (*misfit.touched, *near(misfit.place.module)):
-                yield from self._attributes(misfit.place.module, ids)
+            yield from self._attributes(misfit.place.module, (*misfit.touched, *near(misfit.place.module)))
         elif isinstance(extent.found, Told) and extent.found.of:
             yield Repair(extent.ids, extent.found.of[0], sure=True)
         elif extent.found == extent.dense:
@@ -289,7 +288,7 @@ class Repairs:
                 yield from self._made_of(extent.found, misfit, near)
                 yield from ties
                 yield from self._multiples(extent.found, extent)
-            yield from self._attributes(misfit.place.module, extent.ids)
+            yield from self._attributes(misfit.place.module, (extent.ids,))
         else:
             for repair in self.kept:  # an attribute that was changed is asked for here as well
                 if repair.attribute is None or len(repair.ids) != extent.dense:
@@ -343,13 +342,12 @@ class Repairs:
             if times > 1 and not rest and asked:
                 yield Repair(longer, others=shorter.repeat(times))
 
-    def _attributes(self, path: str, ids: Tensor) -> Iterator[Repair]:
-        """Integers of the module, or of one around it, that are as large as the length is."""
+    def _attributes(self, path: str, axes: Sequence[Tensor]) -> Iterator[Repair]:
+        """Integers of the module, and then of those around it, that are as large as one of the lengths is."""
         while True:
             module = self.modules.get(path)
-            for name, value in sizes(module) if module is not None else ():
-                if value == len(ids):
-                    yield Repair(ids, (path, name))
+            numbers = [] if module is None else list(sizes(module))
+            yield from (Repair(ids, (path, name)) for ids in axes for name, value in numbers if value == len(ids))
             if not path:
                 return
             path = path.rpartition(".")[0]
