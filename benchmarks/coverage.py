@@ -1,4 +1,4 @@
-"""Which published networks hold the promises: `python benchmarks/coverage.py torchvision|timm|transformers`.
+"""Which published networks hold the promises: `python benchmarks/coverage.py LIBRARY`, one of `networks.LIBRARIES`.
 
 Every network of `networks.py` is traced, cut at three densities, and checked: gated output against compacted output,
 predicted against counted parameters and multiply-adds, as integers, before and after. Each runs in a process of its

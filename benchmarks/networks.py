@@ -1,5 +1,6 @@
-"""Which published networks the coverage benchmark is about: all of torchvision, a network of every module of timm, and
-transformers from small configurations. Each is built with random weights, next to inputs that it runs on.
+"""Which published networks the coverage benchmark is about: all of torchvision, a network of every module of timm,
+transformers from small configurations, and networks for segmentation. Each is built with random weights, next to inputs
+that it runs on.
 
 `python benchmarks/networks.py` prints SMALLEST_OF_TIMM anew, for another version of timm.
 """
@@ -373,10 +374,28 @@ def _named(takes: str, _: nn.Module) -> Arguments:
     return (), dict(every[takes])
 
 
+# --- segmentation_models_pytorch -----------------------------------------------------------------------------------
+
+
+def segmentation_networks() -> Iterator[Network]:
+    """Every architecture on a small ResNet (DPT takes transformers alone), and a U-Net on every kind of encoder."""
+    import segmentation_models_pytorch as smp
+    from segmentation_models_pytorch.encoders import encoders
+
+    of_kind = {entry["encoder"]: name for name, entry in reversed(encoders.items())}
+    pairs = [(name, "resnet18") for name in smp.MODEL_ARCHITECTURES_MAPPING if name != "dpt"]
+    pairs += [("dpt", "tu-vit_tiny_patch16_224"), *(("unet", name) for name in of_kind.values() if name != "resnet18")]
+    for architecture, encoder in pairs:
+        build = functools.partial(smp.create_model, architecture, encoder, encoder_weights=None, classes=3)
+        side = 224 if architecture == "dpt" else 128
+        yield Network(f"{architecture}/{encoder}", build, functools.partial(_image, (side, side)))
+
+
 LIBRARIES: dict[str, Callable[[], Iterator[Network]]] = {
     "torchvision": torchvision_networks,
     "timm": timm_networks,
     "transformers": transformers_networks,
+    "segmentation_models_pytorch": segmentation_networks,
 }
 
 
