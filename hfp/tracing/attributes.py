@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -63,6 +64,11 @@ def are_pairs(holder: Any) -> bool:
     return pairs and all(type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str for pair in holder)
 
 
+def is_config(holder: Any) -> bool:
+    """Whether this is a dict of a class of the user's, as diffusers keeps its configs, under a private name."""
+    return isinstance(holder, dict) and type(holder).__module__ not in ("builtins", "collections")
+
+
 def is_plain(holder: Any) -> bool:
     """Whether this is an object with attributes and little else: a config of the user's, a state."""
     other = (type, nn.Module, Tensor, ModuleType, dict, list, tuple)
@@ -91,10 +97,21 @@ def with_entries(holder: Any, new: Mapping[str, Any]) -> Any:
         return tuple({**dict(holder), **new}.items())
     if type(holder) in (tuple, list, torch.Size):
         return type(holder)({**entries_of(holder), **new}.values())
+    if isinstance(holder, dict):
+        with suppress(Exception):  # whatever the user's class says to it
+            return _made_anew(holder, new)
     try:
         other = copy.copy(holder)
-    except Exception:  # whatever the user's class says to it
+        if other is not holder:
+            (other if isinstance(other, dict) else vars(other)).update(new)
+    except Exception:  # here as well
         return holder
-    if other is not holder:
-        (other if isinstance(other, dict) else vars(other)).update(new)
+    return other
+
+
+def _made_anew(holder: dict[Any, Any], new: Mapping[str, Any]) -> dict[Any, Any]:
+    """A dict of the same class, which may forbid that it is changed later, or show its entries as attributes too."""
+    other = type(holder)({**holder, **new})
+    for name, value in getattr(holder, "__dict__", {}).items():
+        vars(other).setdefault(name, value)
     return other

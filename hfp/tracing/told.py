@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hfp.labels import Labels
 from hfp.rules.call import values_in
-from hfp.tracing.attributes import are_pairs, contents, entries_of, numbers_in, with_entries
+from hfp.tracing.attributes import are_pairs, contents, entries_of, is_config, numbers_in, with_entries
 from hfp.tracing.sizes import WIDTHS
 
 KNOWN = WIDTHS | {"kdim", "vdim"}
@@ -101,11 +101,15 @@ for _name in "add sub mul floordiv mod".split():
     setattr(Reckoned, f"__r{_name}__", _remembering(f"__r{_name}__"))
 
 
-def sizes(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """(attribute, value) of what may be a size; `name.1` and `config.heads` are entries (`hfp.tracing.attributes`)."""
+def sizes(module: nn.Module, *, private: bool = False) -> Iterator[tuple[str, int]]:
+    """(attribute, value) of what may be a size; `name.1` and `config.heads` are entries (`hfp.tracing.attributes`).
+
+    `private`: those of configs with private names as well, which are sizes only where they are seen to be asked for.
+    """
     follows = _follows(module)
     for name, value in vars(module).items():
-        if (name.startswith("_") and not are_pairs(value)) or (follows and name in KNOWN):
+        shown = not name.startswith("_") or are_pairs(value) or (private and is_config(value))
+        if not shown or (follows and name in KNOWN):
             continue  # `hfp.cutting.surgery` sees to what layers of PyTorch say of the parameters that they have
         if type(value) is int:
             yield name, value
@@ -158,7 +162,7 @@ def mark(names: Mapping[nn.Module, str], span: Span, written: Container[int] = (
         own, inner = vars(module), defaultdict[str, dict[str, Told]](dict)
         if _follows(module):
             own |= {name: Width(own[name], (), span) for name in KNOWN & own.keys() if type(own[name]) is int}
-        for attribute, value in list(sizes(module)):
+        for attribute, value in list(sizes(module, private=True)):
             name, _, key = attribute.partition(".")
             told = Told(value, [(path, attribute)], span)
             if not key:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import hfp
 from hfp.tracing.attributes import entries_of, get_size, set_size, with_entries
+from hfp.tracing.told import sizes
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,34 @@ class Alone:
         raise TypeError("cannot be copied")
 
 
+class FrozenDict(OrderedDict[str, Any]):
+    """As configs of diffusers: entries are shown as attributes, and the only way to others is a new one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        vars(self).update(self)
+
+    def _refuse(self, *args: Any) -> Any:
+        raise RuntimeError(f"a {type(self).__name__} is not changed")
+
+    update = pop = setdefault = __delitem__ = __setattr__ = _refuse
+
+
+class StrictDict(FrozenDict):
+    """Cannot be copied either."""
+
+    def __copy__(self) -> StrictDict:
+        raise TypeError("cannot be copied")
+
+
+class AttrDict(dict[str, Any]):
+    """Its entries are its attributes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__ = self
+
+
 HOLDERS = {
     "tuple": ((7, 4), "1"),
     "list": ([7, 4], "1"),
@@ -50,6 +81,11 @@ HOLDERS = {
     "list in a dict": ({"sizes": [7, 4], "name": "x"}, "sizes.1"),
     "tuple in a config": (SimpleNamespace(sizes=(7, 4)), "sizes.1"),
     "ordered dict": (OrderedDict(heads=4), "heads"),
+    "default dict": (defaultdict(int, heads=4), "heads"),
+    "frozen dict": (FrozenDict(heads=4, name="x"), "heads"),
+    "list in a frozen dict": (FrozenDict(sizes=[7, 4]), "sizes.1"),
+    "strict dict": (StrictDict(heads=4), "heads"),
+    "attributes of a dict": (AttrDict(heads=4), "heads"),
     "namespace": (SimpleNamespace(heads=4), "heads"),
     "frozen dataclass": (Frozen(), "heads"),
     "guarded": (Guarded(), "heads"),
@@ -71,6 +107,54 @@ def test_an_entry_is_set_for_one_module_alone(holder: Any, key: str) -> None:
     set_to = key.partition(".")[0]
     rest = {name: entry for name, entry in entries_of(holder).items() if name != set_to}
     assert {name: entry for name, entry in entries_of(one.sizes).items() if name != set_to} == rest
+
+
+@pytest.mark.parametrize("kind", [FrozenDict, StrictDict, AttrDict])
+def test_entries_that_are_attributes_as_well(kind: Any) -> None:
+    module = module_with(kind(heads=4))
+    if kind is FrozenDict:
+        vars(module.sizes)["note"] = "kept"
+    set_size(module, "sizes.heads", 3)
+    assert module.sizes.heads == module.sizes["heads"] == 3
+    assert kind is not FrozenDict or module.sizes.note == "kept"
+
+
+class Joint(nn.Module):
+    """Makes a tensor as wide as its config says."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self._config, self.a, self.b = config, nn.Linear(5, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        joint = x.new_zeros(*x.shape[:2], self._config.width)
+        joint[:, :] = x
+        return self.b(joint)
+
+
+@pytest.mark.parametrize("kind", [FrozenDict, AttrDict])
+def test_a_width_in_a_config_that_cannot_be_written_to(kind: Any, tmp_path: Path) -> None:
+    model, x = Joint(kind(width=24, depth=24)), torch.randn(2, 6, 5)
+    table = hfp.trace(model, x)
+    assert table.channels == 24 and set(table.attributes) == {("", "_config.width")}
+    small: Any = hfp.wrap(model, x, target_macs=0.5, verify=True).compact()
+    assert small._config.width == small._config["width"] == 12 and small._config.depth == 24
+    hfp.save(small, tmp_path / "small.safetensors")
+    loaded: Any = hfp.load(tmp_path / "small.safetensors", Joint(kind(width=24, depth=24)))
+    assert loaded._config.width == 12 and type(loaded._config) is kind
+    assert torch.equal(loaded(x), small(x))
+    if kind is FrozenDict:  # the other loses its attributes, whoever copies it
+        assert copy.deepcopy(small)._config.width == 12
+
+
+@pytest.mark.parametrize("name, others", [("config", {"config.width"}), ("_config", set())])
+def test_numbers_in_private_configs_count_where_they_are_asked_for_alone(name: str, others: set[str]) -> None:
+    """Else they would only be as large as something, as many numbers in a config are."""
+    module = nn.Module()
+    setattr(module, name, FrozenDict(width=24))
+    assert {attribute for attribute, _ in sizes(module)} == others
+    assert {attribute for attribute, _ in sizes(module, private=True)} == {f"{name}.width"}
 
 
 def test_a_plain_attribute_is_set() -> None:
