@@ -1,4 +1,4 @@
-"""Numbers that modules hold by name: attributes, and entries of attributes (tuples, dicts, a config of the user's)."""
+"""Numbers that modules hold by name: attributes, and entries of attributes (tuples, dicts, partials, a config)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -33,9 +34,13 @@ def set_size(module: nn.Module, attribute: str, value: int) -> None:
 def entries_of(holder: Any) -> dict[str, Any]:
     """What an attribute holds by name: entries of a tuple or list by number, of a dict, of a plain object (a config).
 
+    Of a `functools.partial`, what its function is given by name.
+
     >>> entries_of((3, 8)), entries_of({"heads": 4}), entries_of((("heads", 4), ("width", 8))), entries_of("text")
     ({'0': 3, '1': 8}, {'heads': 4}, {'heads': 4, 'width': 8}, {})
     """
+    if type(holder) is partial:
+        holder = holder.keywords
     if are_pairs(holder):
         return dict(holder)
     if type(holder) in (tuple, list, torch.Size):
@@ -77,6 +82,8 @@ def is_plain(holder: Any) -> bool:
 
 def contents(holder: Any) -> dict[Any, Any]:
     """All that an attribute holds, whatever it is called."""
+    if type(holder) is partial:
+        return dict(holder.keywords)
     if isinstance(holder, (tuple, list)):
         return dict(enumerate(holder))
     return dict(holder if isinstance(holder, dict) else vars(holder))
@@ -87,6 +94,10 @@ def with_entries(holder: Any, new: Mapping[str, Any]) -> Any:
 
     Itself, if it cannot be copied.
     """
+    if type(holder) is partial:
+        other = partial(holder.func, *holder.args, **with_entries(holder.keywords, new))
+        vars(other).update(vars(holder))
+        return other
     inner: dict[str, dict[str, Any]] = defaultdict(dict)
     for key, value in new.items():
         outer, _, rest = key.partition(".")

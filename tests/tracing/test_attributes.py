@@ -7,6 +7,7 @@ import logging
 import threading
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,8 @@ HOLDERS = {
     "list in a frozen dict": (FrozenDict(sizes=[7, 4]), "sizes.1"),
     "strict dict": (StrictDict(heads=4), "heads"),
     "attributes of a dict": (AttrDict(heads=4), "heads"),
+    "partial": (partial(print, 7, heads=4, name="x"), "heads"),
+    "list in a partial": (partial(print, sizes=[7, 4]), "sizes.1"),
     "namespace": (SimpleNamespace(heads=4), "heads"),
     "frozen dataclass": (Frozen(), "heads"),
     "guarded": (Guarded(), "heads"),
@@ -155,6 +158,42 @@ def test_numbers_in_private_configs_count_where_they_are_asked_for_alone(name: s
     setattr(module, name, FrozenDict(width=24))
     assert {attribute for attribute, _ in sizes(module)} == others
     assert {attribute for attribute, _ in sizes(module, private=True)} == {f"{name}.width"}
+
+
+def test_what_else_a_partial_holds_stays() -> None:
+    module = module_with(partial(print, 7, heads=4))
+    module.sizes.note = "kept"
+    set_size(module, "sizes.heads", 3)
+    assert (module.sizes.func, module.sizes.args, module.sizes.keywords) == (print, (7,), {"heads": 3})
+    assert module.sizes.note == "kept"
+
+
+def padded(x: Tensor, planes: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(x.shape[0], planes - x.shape[1])], 1)
+
+
+class Padded(nn.Module):
+    """Adds zeros up to a width, as shortcuts without weights do; two of them hold the same function for it."""
+
+    def __init__(self, shortcut: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.shortcut = nn.Linear(3, 8), nn.Linear(8, 16), nn.Linear(16, 3), shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.c((self.b(x) + self.shortcut(x)).relu())
+
+
+def test_a_width_in_a_partial(tmp_path: Path) -> None:
+    shortcut, x = partial(padded, planes=16), torch.randn(2, 3)
+    model: Any = nn.Sequential(Padded(shortcut), Padded(shortcut))
+    small: Any = hfp.wrap(copy.deepcopy(model), x, target_macs=0.6, verify=True, ignore=["1.*"]).compact()
+    assert small[0].shortcut.keywords == {"planes": small[0].b.out_features} != {"planes": 16}
+    assert small[1].shortcut.keywords == model[0].shortcut.keywords == {"planes": 16}
+    hfp.save(small, tmp_path / "small.safetensors")
+    loaded = hfp.load(tmp_path / "small.safetensors", model)
+    assert torch.equal(loaded(x), small(x)) and torch.equal(copy.deepcopy(small)(x), small(x))
+    assert shortcut.keywords == {"planes": 16}
 
 
 def test_a_plain_attribute_is_set() -> None:
